@@ -1,0 +1,128 @@
+"""Types that cross package borders.
+
+Dimension letters: B batch, T query tokens, S cached tokens, D embed, F MLP
+hidden, N heads, K key-value heads, H head size, V vocabulary, R edit rank.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]  # nested; leaves are arrays
+ParamPath = str  # 'layers/5/mlp/down_proj/kernel'
+Site = str  # 'layers/5/mlp/key'
+Taps = dict[Site, jax.Array]
+# fn(output of the site, what the site was computed from) -> new output
+Interventions = Mapping[Site, Callable[[jax.Array, jax.Array], jax.Array]]
+
+
+class ModelState(NamedTuple):
+  """A model after some edits: all that a prediction depends on. A pytree."""
+
+  params: Params
+  editor: Any = None  # what the editing method carries along, a pytree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+  """How likely is each continuation after one context?
+
+  The context is computed once for all continuations.
+
+  Attributes:
+    context: Token ids, at least one, special tokens included.
+    continuations: Token ids of each, none empty.
+    score_context: Also return the log-probabilities of `context[1:]`.
+  """
+
+  context: tuple[int, ...]
+  continuations: tuple[tuple[int, ...], ...]
+  score_context: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+  """Answers to a `ScoreRequest`, natural logarithms, float32.
+
+  Attributes:
+    logprobs: Per continuation an array [len(continuation)].
+    greedy: Per continuation the arg-max token at each of its positions, under
+      teacher forcing, int32 [len(continuation)]; the lowest id wins a tie.
+    context_logprobs: float32 [len(context) - 1], or None if not asked for.
+  """
+
+  logprobs: tuple[np.ndarray, ...]
+  greedy: tuple[np.ndarray, ...]
+  context_logprobs: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+  """Greedy continuation of one prompt.
+
+  Attributes:
+    prompt: Token ids, special tokens included.
+    max_new_tokens: At most so many.
+    decided: Called with the text so far; True when no continuation can change
+      what will be read off it, so that decoding may stop early.
+  """
+
+  prompt: tuple[int, ...]
+  max_new_tokens: int
+  decided: Callable[[str], bool] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateResult:
+  """New tokens only.
+
+  Attributes:
+    tokens: int32 [n]; the end token and what follows it are not included.
+    text: `tokens` decoded, special tokens skipped.
+    stop_reason: 'eos', 'length', 'decided' or 'nonfinite' (a logit was NaN or
+      infinite; `tokens` ends before it).
+  """
+
+  tokens: np.ndarray
+  text: str
+  stop_reason: str
+
+
+@runtime_checkable
+class Predictor(Protocol):
+  """What an evaluation may ask of a model. Results come as they are ready,
+  in any order, each with the index of its request."""
+
+  def score(
+    self, state: ModelState, requests: Sequence[ScoreRequest]
+  ) -> Iterator[tuple[int, ScoreResult]]: ...
+
+  def generate(
+    self, state: ModelState, requests: Sequence[GenerateRequest]
+  ) -> Iterator[tuple[int, GenerateResult]]: ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """Text to ids and back."""
+
+  eos_id: int
+  special_ids: frozenset[int]
+
+  def encode(self, text: str) -> list[int]:
+    """Ids with exactly the special tokens that this tokenizer adds."""
+    ...
+
+  def encode_with_offsets(
+    self, text: str
+  ) -> tuple[list[int], list[tuple[int, int]]]:
+    """`encode`, and the [start, end) characters of each id; special tokens
+    have an empty span."""
+    ...
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of `ids`, special tokens skipped."""
+    ...

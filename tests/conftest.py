@@ -1,0 +1,64 @@
+"""Fixtures: real data and weights where they are at hand, else a skip."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+pytest_plugins = ['golden_fixtures']
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _place(variable: str, default: str) -> pathlib.Path:
+  path = pathlib.Path(os.environ.get(variable) or _REPO / default)
+  if not path.is_dir():
+    pytest.skip(f'{path} not found; set ${variable}')
+  return path
+
+
+@pytest.fixture(scope='session')
+def data_root() -> pathlib.Path:
+  """The public data sets."""
+  return _place('ME_JAX_DATA', '../shared/data')
+
+
+@pytest.fixture(scope='session')
+def spec_dir() -> pathlib.Path:
+  """The protocol's test vectors."""
+  return _place('ME_JAX_SPEC', '../shared/spec')
+
+
+@pytest.fixture(scope='session')
+def golden():
+  """A function from a file name to the stored numbers in it."""
+  import numpy as np
+
+  root = _place('ME_JAX_GOLDEN', '../shared/golden')
+
+  def read(name: str):
+    if name.endswith('.npz'):
+      return dict(np.load(root / name, allow_pickle=False))
+    return json.loads((root / name).read_text())
+
+  return read
+
+
+@pytest.fixture(scope='session')
+def smollm2():
+  """SmolLM2-135M-Instruct, float32."""
+  from me_jax.models import load
+
+  try:
+    return load.load_model('smollm2_135m')
+  except FileNotFoundError as e:
+    pytest.skip(f'no weights: {e}')
+
+
+@pytest.fixture(scope='session')
+def tiny():
+  """Four random layers and a byte tokenizer."""
+  from me_jax.models import load
+
+  return load.load_model('tiny')
