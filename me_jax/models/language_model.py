@@ -1,0 +1,88 @@
+"""A loaded model: shape, weights and tokenizer together."""
+
+import dataclasses
+import pathlib
+
+from me_jax import files, trees
+from me_jax.models import config as config_lib
+from me_jax.models import shapes
+from me_jax.models import tokenizer as tokenizer_lib
+from me_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+  """A LLaMA and its tokenizer.
+
+  Attributes:
+    config: Shape.
+    params: float32 arrays, nested by path.
+    tokenizer: A `me_jax.typing.Tokenizer` that can also be saved.
+    name: What it was loaded as; not part of its identity.
+    fingerprint: SHA-256 of the weights, whatever file they came from.
+  """
+
+  config: config_lib.ModelConfig
+  params: Params = dataclasses.field(repr=False)
+  tokenizer: tokenizer_lib.FastTokenizer
+  name: str
+  fingerprint: str
+
+
+def language_model(
+  config: config_lib.ModelConfig,
+  params: Params,
+  tokenizer: tokenizer_lib.FastTokenizer,
+  *,
+  name: str,
+) -> LanguageModel:
+  """The parts, checked against each other and fingerprinted.
+
+  Raises:
+    ValueError: A parameter is missing, unexpected, of the wrong shape or not
+      float32, or the tokenizer has ids without a row in the embedding table.
+  """
+  expected = {
+    path: (shape, 'float32')
+    for path, shape in shapes.param_shapes(config).items()
+  }
+  found = {
+    path: (tuple(leaf.shape), str(leaf.dtype))
+    for path, leaf in trees.flatten(params).items()
+  }
+  wrong = [
+    f'{path}: expected {expected.get(path)}, got {found.get(path)}'
+    for path in sorted(expected.keys() | found.keys())
+    if expected.get(path) != found.get(path)
+  ]
+  if wrong:
+    shown = '; '.join(wrong[:8])
+    more = f'; and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+    raise ValueError(f'Parameters do not fit the config: {shown}{more}.')
+  vocab = tokenizer.backend.get_vocab(with_added_tokens=True)
+  beyond = sorted(t for t, i in vocab.items() if i >= config.vocab_size)
+  if beyond:
+    raise ValueError(
+      f'{len(beyond)} tokens have ids beyond the embedding table of '
+      f'{config.vocab_size} rows: {", ".join(beyond[:8])}. Take the tokenizer '
+      'that belongs to these weights, or remove the tokens from its files.'
+    )
+  return LanguageModel(
+    config, params, tokenizer, name, trees.fingerprint(params)
+  )
+
+
+def require_empty(directory: files.PathLike) -> pathlib.Path:
+  """`directory` as a path, if nothing is in it; it need not exist.
+
+  Raises:
+    FileExistsError: Something is in it, or it is a file.
+  """
+  directory = pathlib.Path(directory)
+  if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+    raise FileExistsError(
+      f'{directory} is not an empty directory. A model is written to a new or '
+      'empty one, so that files of two models never mix: choose another, or '
+      'empty it.'
+    )
+  return directory

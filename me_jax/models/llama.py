@@ -1,0 +1,265 @@
+"""A LLaMA as plain functions over a parameter tree.
+
+`embed`, `run_layers`, `logits`: a forward pass may start and stop at any layer,
+so whoever changes layer 5 runs the layers below it once. Layers are separate
+sub-trees (`layers/5/...`), so an edit replaces one leaf and shares the others.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from me_jax.models import sites
+from me_jax.models.config import ModelConfig
+from me_jax.typing import Interventions, Params, Site, Taps
+
+# Keys and values of earlier tokens, by layer name: two [B, S, K, H].
+Cache = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class LayersOutput(NamedTuple):
+  """What `run_layers` returns."""
+
+  x: Float[Array, 'B T D']
+  taps: Taps
+  cache: Cache  # of the layers run; the current tokens' keys and values in it
+
+
+class Attention(nn.Module):
+  """Grouped-query attention with rotary positions."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x, positions, mask, cache, cache_index, intervene):
+    c = self.config
+    dense = functools.partial(
+      nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype)
+    )
+    split = lambda y: y.reshape(*y.shape[:-1], -1, c.head_dim)
+    q = split(dense(c.num_heads * c.head_dim, name='q_proj')(x))
+    k = split(dense(c.num_kv_heads * c.head_dim, name='k_proj')(x))
+    v = split(dense(c.num_kv_heads * c.head_dim, name='v_proj')(x))
+    q = rope(q, positions, c.rope_theta)
+    k = rope(k, positions, c.rope_theta)
+    if cache is not None:
+      write = functools.partial(
+        jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1
+      )
+      k, v = write(cache[0], k), write(cache[1], v)
+
+    groups = c.num_heads // c.num_kv_heads
+    q = q.reshape(*q.shape[:2], c.num_kv_heads, groups, c.head_dim)
+    scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k) / c.head_dim**0.5
+    # The lowest finite number, not -inf: a row of padding, which attends to
+    # nothing, must not become NaN and leak through 0 * NaN.
+    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), _LOWEST)
+    probs = jax.nn.softmax(scores, axis=-1)
+    b, _, _, t, s = probs.shape
+    probs = intervene(
+      'attn/probs',
+      probs.reshape(b, c.num_heads, t, s),
+      scores.reshape(b, c.num_heads, t, s),
+    ).reshape(probs.shape)
+    out = jnp.einsum('BKGTS,BSKH->BTKGH', probs.astype(v.dtype), v)
+    out = dense(c.embed_dim, name='o_proj')(out.reshape(b, t, -1))
+    return out, (k, v)
+
+
+class MLP(nn.Module):
+  """`down_proj(silu(gate_proj x) * up_proj x)`."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x, intervene):
+    c = self.config
+    dense = functools.partial(
+      nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype)
+    )
+    gate = dense(c.mlp_dim, name='gate_proj')(x)
+    up = dense(c.mlp_dim, name='up_proj')(x)
+    key = intervene('mlp/key', jax.nn.silu(gate) * up, x)
+    return intervene('mlp/out', dense(c.embed_dim, name='down_proj')(key), key)
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each on a normed residual."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self, x, positions, mask, cache, cache_index, taps=(), interventions=None
+  ):
+    c = self.config
+    norm = functools.partial(
+      nn.RMSNorm, epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype)
+    )
+    tapped = {}
+
+    def intervene(name, output, site_input):
+      if interventions and name in interventions:
+        output = interventions[name](output, site_input)
+      if name in taps:
+        tapped[name] = output
+      return output
+
+    attn, cache = Attention(c, name='self_attn')(
+      norm(name='input_layernorm')(x),
+      positions,
+      mask,
+      cache,
+      cache_index,
+      intervene,
+    )
+    h = x + attn
+    mlp = MLP(c, name='mlp')(
+      norm(name='post_attention_layernorm')(h), intervene
+    )
+    return intervene('resid', h + mlp, x), tapped, cache
+
+
+def rope(
+  x: Float[Array, 'B T N H'], positions: Int[Array, 'B T'], theta: float
+) -> Float[Array, 'B T N H']:
+  """`x` turned by its position; halves paired as (i, i + H/2)."""
+  half = x.shape[-1] // 2
+  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def embed(
+  config: ModelConfig, params: Params, ids: Int[Array, 'B T']
+) -> Float[Array, 'B T D']:
+  """The residual stream that enters layer 0."""
+  return params['embed_tokens']['embedding'][ids].astype(config.dtype)
+
+
+def run_layers(
+  config: ModelConfig,
+  params: Params,
+  x: Float[Array, 'B T D'],
+  *,
+  positions: Int[Array, 'B T'],
+  mask: Bool[Array, 'B T S'],
+  start: int = 0,
+  stop: int | None = None,
+  cache: Cache | None = None,
+  cache_index: Int[Array, ''] | int = 0,
+  taps: tuple[Site, ...] = (),
+  interventions: Interventions | None = None,
+) -> LayersOutput:
+  """The residual stream after layers [start, stop), and the tapped sites.
+
+  Args:
+    config: The model's shape.
+    params: The model's weights; only those of the layers run are read.
+    x: Residual stream entering layer `start`.
+    positions: Place of each token in its text, for the rotary embedding.
+    mask: Which slots each token sees, itself included. Without a cache the
+      slots are the T tokens; with one, its S slots.
+    start: First layer to run.
+    stop: Layer to stop before; None for all.
+    cache: Keys and values per layer. Those of the current tokens are written
+      to slots [cache_index, cache_index + T) before attention looks at it.
+    cache_index: First slot to write.
+    taps: Sites to return.
+    interventions: Functions that replace a site's content.
+
+  Raises:
+    ValueError: A tap or intervention names no site in these layers.
+  """
+  stop = config.num_layers if stop is None else stop
+  interventions = interventions or {}
+  sites.check(taps, start, stop)
+  sites.check(interventions, start, stop)
+  tapped: Taps = {}
+  new_cache: Cache = {}
+  for i in range(start, stop):
+    name = str(i)
+    functions = sites.functions_at_layer(interventions, i)
+    # Traced once for all layers, unless a layer has functions of its own.
+    run = _run_block if functions else _run_block_jit
+    x, at_layer, new_cache[name] = run(
+      config,
+      params['layers'][name],
+      x,
+      positions,
+      mask,
+      cache[name] if cache else None,
+      cache_index,
+      sites.at_layer(taps, i),
+      **({'interventions': functions} if functions else {}),
+    )
+    tapped |= {sites.site(i, s): value for s, value in at_layer.items()}
+  return LayersOutput(x, tapped, new_cache)
+
+
+def logits(
+  config: ModelConfig, params: Params, x: Float[Array, '*B D']
+) -> Float[Array, '*B V']:
+  """Next-token logits, float32, from the residual stream after all layers."""
+  dtype = jnp.dtype(config.dtype)
+  norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
+  x = norm.apply({'params': params['norm']}, x)
+  if config.tie_embeddings:
+    table = params['embed_tokens']['embedding'].astype(dtype)
+    return jnp.einsum('...D,VD->...V', x, table).astype(jnp.float32)
+  kernel = params['lm_head']['kernel'].astype(dtype)
+  return (x @ kernel).astype(jnp.float32)
+
+
+def causal_mask(
+  query_positions: Int[Array, 'B T'],
+  key_positions: Int[Array, 'B S'],
+  key_valid: Bool[Array, 'B S'],
+) -> Bool[Array, 'B T S']:
+  """Each token sees the real tokens at or before its own position."""
+  seen = key_positions[:, None, :] <= query_positions[:, :, None]
+  return seen & key_valid[:, None, :]
+
+
+def empty_cache(
+  config: ModelConfig, batch: int, slots: int, *, start: int = 0
+) -> Cache:
+  """Zeroed keys and values for layers [start, num_layers)."""
+  shape = (batch, slots, config.num_kv_heads, config.head_dim)
+  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return {str(i): (zeros, zeros) for i in range(start, config.num_layers)}
+
+
+def _run_block(
+  config: ModelConfig,
+  params: Params,
+  x: jax.Array,
+  positions: jax.Array,
+  mask: jax.Array,
+  cache: tuple[jax.Array, jax.Array] | None,
+  cache_index: Any,
+  taps: tuple[str, ...],
+  interventions: Mapping[str, Any] | None = None,
+):
+  return Block(config).apply(
+    {'params': params},
+    x,
+    positions,
+    mask,
+    cache,
+    cache_index,
+    taps,
+    interventions,
+  )
+
+
+_run_block_jit = jax.jit(_run_block, static_argnums=(0, 7))
+_LOWEST = float(jnp.finfo(jnp.float32).min)
