@@ -1,0 +1,202 @@
+"""What became of the facts: reliability, generalization, locality.
+
+A fact is asked by its own prompt (`rewrite`), in other words (`rephrase`), and
+by prompts that have nothing to do with it (`locality`). Scores are shares in
+per cent, the mean over facts of the mean over a fact's prompts:
+
+* `token`: target tokens that are the arg-max under teacher forcing;
+* `exact`: all of them are;
+* `generated`: tokens of a greedy continuation that equal the target's;
+* `agreement`: answer tokens where the arg-max is still the unedited model's;
+* `specificity`: answer tokens where the arg-max is the true answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from me_jax.data.request import EditRequest
+from me_jax.data.token_ids import joint_ids
+from me_jax.evals import statistics
+from me_jax.evals.task import Metric
+from me_jax.typing import (
+  GenerateRequest,
+  ModelState,
+  Predictor,
+  ScoreRequest,
+  Tokenizer,
+)
+
+Scores = dict[str, float]  # 0 to 1; '<kind>_<score>'
+KINDS = ('rewrite', 'rephrase')
+NAMES = {'rewrite': 'reliability', 'rephrase': 'generalization'}
+
+
+class FactScores(NamedTuple):
+  """One fact on one model state.
+
+  Attributes:
+    scores: By name, e.g. 'rewrite_token'.
+    locality_greedy: Arg-max ids at the answer positions of each locality
+      prompt; those of the unedited model define `agreement`.
+    nonfinite: Target tokens whose log-probability is NaN or infinite.
+  """
+
+  scores: Scores
+  locality_greedy: list[list[int]]
+  nonfinite: int
+
+
+class _Prompt(NamedTuple):
+  fact: int
+  kind: str
+  context: tuple[int, ...]
+  target: tuple[int, ...]
+
+
+def score_facts(
+  tokenizer: Tokenizer,
+  predictor: Predictor,
+  state: ModelState,
+  requests: Sequence[EditRequest],
+  unedited_greedy: Sequence[list[list[int]]] | None,
+) -> list[FactScores]:
+  """Scores of each request on a model state.
+
+  Args:
+    tokenizer: The model's tokenizer.
+    predictor: Who answers.
+    state: With which weights.
+    requests: The facts.
+    unedited_greedy: `locality_greedy` of each fact on the unedited model;
+      None if this is the unedited model.
+  """
+  prompts = [
+    prompt
+    for fact, request in enumerate(requests)
+    for prompt in _prompts(tokenizer, fact, request)
+  ]
+  scored = dict(
+    predictor.score(
+      state,
+      [
+        ScoreRequest(context=p.context, continuations=(p.target,))
+        for p in prompts
+      ],
+    )
+  )
+  asked = [i for i, p in enumerate(prompts) if p.kind in KINDS]
+  generated = predictor.generate(
+    state,
+    [
+      GenerateRequest(
+        prompt=prompts[i].context, max_new_tokens=len(prompts[i].target)
+      )
+      for i in asked
+    ],
+  )
+  said = {asked[index]: result.tokens for index, result in generated}
+
+  values: list[dict[str, list[float]]] = [{} for _ in requests]
+  greedy: list[list[list[int]]] = [[] for _ in requests]
+  nonfinite = [0] * len(requests)
+  for i, p in enumerate(prompts):
+    target = np.array(p.target)
+    argmax = scored[i].greedy[0]
+    nonfinite[p.fact] += int((~np.isfinite(scored[i].logprobs[0])).sum())
+    right = argmax == target
+    if p.kind in KINDS:
+      free = np.full(len(target), -1)
+      free[: len(said[i])] = said[i]
+      found = {
+        'token': right.mean(),
+        'exact': right.all(),
+        'generated': (free == target).mean(),
+      }
+    else:
+      before = (
+        argmax
+        if unedited_greedy is None
+        else np.array(unedited_greedy[p.fact][len(greedy[p.fact])])
+      )
+      greedy[p.fact].append(argmax.tolist())
+      found = {
+        'agreement': (argmax == before).mean(),
+        'specificity': right.mean(),
+      }
+    for name, value in found.items():
+      values[p.fact].setdefault(f'{p.kind}_{name}', []).append(float(value))
+  return [
+    FactScores(
+      {name: float(np.mean(v)) for name, v in values[fact].items()},
+      greedy[fact],
+      nonfinite[fact],
+    )
+    for fact in range(len(requests))
+  ]
+
+
+def metrics(
+  edit_step: int,
+  facts_until: Sequence[int],
+  triangle: Mapping[tuple[int, int], Mapping[str, Any]],
+  step_of_fact: Sequence[int],
+) -> list[Metric]:
+  """Edit scores at one step: individual, sequential, and unedited beside them.
+
+  *Individual* is the mean over facts of the score right after the fact's own
+  edit, *sequential* of the score after `edit_step`, *unedited* of the score
+  at step 0, which is what comes for free.
+
+  Args:
+    edit_step: The step t to report.
+    facts_until: Facts written by then; at t = 0 all facts of the run.
+    triangle: Scores of fact s after step t, by (t, s).
+    step_of_fact: The step that wrote each fact.
+  """
+  when = {'unedited': lambda fact: 0}
+  if edit_step:
+    when = {
+      'sequential': lambda fact: edit_step,
+      'individual': lambda fact: step_of_fact[fact],
+      **when,
+    }
+  found = []
+  for prefix, step in when.items():
+    cells = [triangle[step(fact), fact] for fact in facts_until]
+    for key in dict.fromkeys(name for cell in cells for name in cell):
+      values = np.array([100 * cell[key] for cell in cells if key in cell])
+      low, high = statistics.bootstrap(
+        lambda totals: totals[:, 0] / totals[:, 1],
+        np.stack([values, np.ones_like(values)], axis=1),
+      )
+      found.append(
+        Metric(
+          name=f'{prefix}_{metric_name(key)}',
+          value=float(values.mean()),
+          n=len(values),
+          ci_low=low,
+          ci_high=high,
+        )
+      )
+  return found
+
+
+def metric_name(key: str) -> str:
+  """'rewrite_token' -> 'reliability', 'rephrase_exact' ->
+  'generalization_exact'; the token score is the plain name."""
+  kind, _, score = key.partition('_')
+  name = NAMES.get(kind, kind)
+  return name if score == 'token' else f'{name}_{score}'
+
+
+def _prompts(tokenizer: Tokenizer, fact: int, request: EditRequest):
+  texts = [('rewrite', request.text, request.target_new)]
+  texts += [
+    ('rephrase', p, request.target_new) for p in request.rephrase_prompts
+  ]
+  texts += [('locality', p.prompt, p.answer) for p in request.locality_prompts]
+  for kind, text, target in texts:
+    ids = joint_ids(tokenizer, text, target)
+    yield _Prompt(fact, kind, ids.prompt, ids.target)

@@ -1,0 +1,121 @@
+"""Perplexity of a text in windows."""
+
+import functools
+import importlib.resources
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from me_jax.data.sources import DataSources
+from me_jax.evals import hub_tables, letters, statistics
+from me_jax.evals.task import Item, Metric, Sample
+from me_jax.typing import ScoreRequest, ScoreResult, Tokenizer
+
+_WINDOW = 512
+
+
+class Perplexity:
+  """See `Task`. An item is a window of tokens, `fields['ids']`.
+
+  The text is tokenised once and cut into windows of 512 tokens that do not
+  overlap; every token but each window's first is scored.
+  """
+
+  mode = 'ppl'
+
+  def __init__(self, name: str, tokenizer: Tokenizer, read: Callable[[], str]):
+    """Binds a text to a tokenizer.
+
+    Args:
+      name: Of the task.
+      tokenizer: The model's.
+      read: Gives the text; called once, when first needed.
+    """
+    self.name = name
+    self._tokenizer = tokenizer
+    self._read = read
+
+  def items(self) -> list[Item]:
+    """The windows in order; a last one of a single token is left out."""
+    ids = self._ids
+    starts = range(0, len(ids) - 1, _WINDOW)
+    return [
+      Item(
+        id=str(index),
+        group=self.name,
+        fields={'ids': ids[start : start + _WINDOW]},
+      )
+      for index, start in enumerate(starts)
+    ]
+
+  def request(self, item: Item) -> ScoreRequest:
+    """All tokens of the window, the last one as the continuation."""
+    *context, last = item.fields['ids']
+    return ScoreRequest(
+      context=tuple(context), continuations=((last,),), score_context=True
+    )
+
+  def sample(self, item: Item, result: ScoreResult) -> Sample:
+    """`resps` holds the negative log-likelihood of the window in nats."""
+    logprobs = np.concatenate([result.context_logprobs, *result.logprobs])
+    nll = -float(np.sum(logprobs, dtype=np.float64))
+    return {
+      'resps': [letters.finite_or_none(nll)],
+      'n_tokens': len(logprobs),
+      'nonfinite': not math.isfinite(nll),
+    }
+
+  def aggregate(
+    self, samples: Sequence[Sample], *, complete: bool
+  ) -> list[Metric]:
+    """`ppl` with a bootstrap over windows; infinite if any window is."""
+    del complete  # there are no groups to miss
+    bad = letters.nonfinite(samples)
+    value, low, high = math.inf, None, None
+    if not bad.value:
+      data = np.array(
+        [(s['resps'][0], s['n_tokens']) for s in samples], np.float64
+      )
+      value = float(_ppl(data.sum(axis=0, keepdims=True))[0])
+      if math.isfinite(value):
+        low, high = statistics.bootstrap(_ppl, data)
+    ppl = Metric(
+      name='ppl', value=value, n=len(samples), ci_low=low, ci_high=high
+    )
+    return [ppl, bad]
+
+  @functools.cached_property
+  def _ids(self) -> tuple[int, ...]:
+    ids = tuple(self._tokenizer.encode(self._read()))
+    if len(ids) < 2:
+      raise ValueError(
+        f'{self.name}: expected a text of at least 2 tokens, got {len(ids)}.'
+      )
+    return ids
+
+
+def wikitext_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
+  """Perplexity of the test split of WikiText-2 raw (Merity et al. 2017)."""
+
+  def read() -> str:
+    path = sources.find('wikitext/wiki.test.raw', hub_tables.wikitext_test())
+    # Line ends are part of the text: no translation.
+    return path.read_bytes().decode('utf-8')
+
+  return Perplexity('wikitext_ppl', tokenizer, read)
+
+
+def sample_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
+  """Perplexity of the prose that comes with this package."""
+  del sources  # nothing to look up
+  prose = importlib.resources.files('me_jax') / 'data/sample/prose.txt'
+  return Perplexity(
+    'sample_ppl', tokenizer, lambda: prose.read_text(encoding='utf-8')
+  )
+
+
+def _ppl(totals: np.ndarray) -> np.ndarray:
+  """exp(NLL / tokens) of each row; a collapsed model's may be infinite."""
+  with np.errstate(over='ignore'):
+    return np.exp(totals[:, 0] / totals[:, 1])
