@@ -1,0 +1,251 @@
+"""The latent search: a vector that makes the model say the target.
+
+Added to the residual stream after the edited layer, at the subject's last
+token. ROME searches the output of the MLP (v*), MEMIT that of the block (z*);
+the sum is the same, only the vector that is started from differs.
+
+Nothing below the edited layer and nothing before the subject's last token
+depends on the vector. `prepare` computes that once; a step of `search` runs the
+layers above on the few tokens that are left.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from me_jax.edits.rows import Rows
+from me_jax.models import llama, sites
+from me_jax.models.config import ModelConfig
+from me_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+  """Hyper-parameters of the search; see `config.RomeConfig`."""
+
+  v_num_grad_steps: int
+  v_lr: float
+  v_weight_decay: float
+  clamp_norm_factor: float
+  kl_factor: float
+  early_stop_loss: float
+
+
+class Prepared(NamedTuple):
+  """All that the search needs and no step changes. P template rows, then one.
+
+  Attributes:
+    keys: `mlp/key` of the edited layer at each lookup position.
+    outputs: The searched site at each lookup position; row 0 is
+      `target_init`.
+    tail: Residual stream after the edited layer, from the lookup position on.
+    cache: Keys and values of the layers above, room for the tail included.
+    essence: Log-probabilities after the subject in the last row.
+  """
+
+  keys: Float[Array, 'rows F']
+  outputs: Float[Array, 'rows D']
+  tail: Float[Array, 'rows W D']
+  cache: llama.Cache
+  essence: Float[Array, ' V']
+
+
+class Found(NamedTuple):
+  """The result of a search; entry i of the histories was evaluated before
+  update i.
+
+  Attributes:
+    delta: The vector found.
+    num_evaluations: Valid entries of the histories.
+    nll: Mean over rows of the mean negative log-likelihood of the targets.
+    kl: Weighted divergence from the unedited essence.
+    weight_decay: Weighted norm of the vector.
+    target_probability: Mean over rows of exp(-nll of the row).
+    delta_norm: ‖delta‖ where the loss was evaluated.
+    projected: The vector had just been pulled back to the clamp.
+  """
+
+  delta: Float[Array, ' D']
+  num_evaluations: Int[Array, '']
+  nll: Float[Array, ' steps']
+  kl: Float[Array, ' steps']
+  weight_decay: Float[Array, ' steps']
+  target_probability: Float[Array, ' steps']
+  delta_norm: Float[Array, ' steps']
+  projected: Bool[Array, ' steps']
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer', 'site'))
+def prepare(
+  config: ModelConfig, params: Params, rows: Rows, *, layer: int, site: str
+) -> Prepared:
+  """One pass over whole rows: keys, start values, and all that stays fixed.
+
+  Args:
+    config: The model's shape.
+    params: Weights before the edit.
+    rows: Token rows of one request.
+    layer: The edited layer.
+    site: What is searched: 'mlp/out' (ROME) or 'resid' (MEMIT).
+  """
+  with jax.default_matmul_precision('highest'):
+    count, length = rows.ids.shape
+    slots = jnp.broadcast_to(jnp.arange(length), (count, length))
+    real = slots < rows.lengths[:, None]
+    run = functools.partial(
+      llama.run_layers,
+      config,
+      params,
+      positions=slots,
+      mask=llama.causal_mask(slots, slots, real),
+    )
+    key_site, value_site = sites.site(layer, 'mlp/key'), sites.site(layer, site)
+    below = run(
+      llama.embed(config, params, rows.ids),
+      stop=layer + 1,
+      taps=(key_site, value_site),
+    )
+    above = run(below.x, start=layer + 1)
+    at_lookup = lambda x: jnp.take_along_axis(
+      x, rows.lookups[:, None, None], axis=1
+    )[:, 0]
+    # Right padding may end before the window does: the last slot stands in for
+    # what is beyond, which nothing reads.
+    window = rows.lookups[:, None] + rows.tail_slots
+    window = jnp.minimum(window, length - 1)
+    room = ((0, 0), (0, rows.tail_slots.size), (0, 0), (0, 0))
+    subject_logits = llama.logits(config, params, at_lookup(above.x)[-1])
+    return Prepared(
+      keys=at_lookup(below.taps[key_site]),
+      outputs=at_lookup(below.taps[value_site]),
+      tail=jnp.take_along_axis(below.x, window[..., None], axis=1),
+      cache={
+        name: (jnp.pad(k, room), jnp.pad(v, room))
+        for name, (k, v) in above.cache.items()
+      },
+      essence=jax.nn.log_softmax(subject_logits),
+    )
+
+
+@functools.partial(
+  jax.jit, static_argnames=('config', 'layer', 'search_config')
+)
+def search(
+  config: ModelConfig,
+  params: Params,
+  rows: Rows,
+  prepared: Prepared,
+  *,
+  layer: int,
+  search_config: SearchConfig,
+) -> Found:
+  """The vector that minimises the loss, by projected Adam from zero.
+
+  `loss = NLL + kl_factor * KL(now ‖ before) + v_weight_decay * ‖delta‖ /
+  ‖target_init‖^2` (Meng et al. 2022, equation 4, with the published weight
+  decay). Ends when the loss falls below `early_stop_loss` or after
+  `v_num_grad_steps` evaluations; the last evaluation makes no update.
+  """
+  c = search_config
+  steps = c.v_num_grad_steps
+  loss_and_grad = jax.value_and_grad(
+    functools.partial(_loss, config, params, rows, prepared, layer, c),
+    has_aux=True,
+  )
+  optimizer = optax.adam(c.v_lr)
+  start_norm = jnp.linalg.norm(prepared.outputs[0])
+  largest = c.clamp_norm_factor * start_norm
+
+  def step(carry):
+    i, _, delta, moments, projected, found = carry
+    (loss, parts), grad = loss_and_grad(delta)
+    parts = {**parts, 'delta_norm': _norm(delta), 'projected': projected}
+    found = found._replace(
+      delta=delta,
+      num_evaluations=i + 1,
+      **{
+        name: getattr(found, name).at[i].set(value)
+        for name, value in parts.items()
+      },
+    )
+    stop = (loss < c.early_stop_loss) | (i == steps - 1)
+    update, moments = optimizer.update(grad, moments)
+    delta = delta + update
+    norm = _norm(delta)
+    projected = norm > largest
+    delta = jnp.where(projected, delta * (largest / norm), delta)
+    return i + 1, stop, delta, moments, projected, found
+
+  zero = jnp.zeros_like(prepared.outputs[0])
+  history = jnp.zeros(steps, jnp.float32)
+  nothing_found = Found(
+    zero,
+    jnp.zeros((), jnp.int32),
+    *(history,) * 5,
+    projected=jnp.zeros(steps, bool),
+  )
+  start = (
+    jnp.zeros((), jnp.int32),
+    jnp.zeros((), bool),
+    zero,
+    optimizer.init(zero),
+    jnp.zeros((), bool),
+    nothing_found,
+  )
+  with jax.default_matmul_precision('highest'):
+    return jax.lax.while_loop(lambda carry: ~carry[1], step, start)[-1]
+
+
+def _loss(config, params, rows, prepared, layer, c, delta):
+  slots = rows.ids.shape[1]
+  width = rows.tail_slots.size
+  x = prepared.tail.at[:, 0].add(delta.astype(prepared.tail.dtype))
+  positions = rows.lookups[:, None] + rows.tail_slots
+  before = jnp.arange(slots) < rows.lookups[:, None]
+  mask = jnp.concatenate(
+    [
+      jnp.broadcast_to(before[:, None], (x.shape[0], width, slots)),
+      jnp.broadcast_to(
+        jnp.tril(jnp.ones((width, width), bool)), (x.shape[0], width, width)
+      ),
+    ],
+    axis=-1,
+  )
+  x = llama.run_layers(
+    config,
+    params,
+    x,
+    positions=positions,
+    mask=mask,
+    start=layer + 1,
+    cache=prepared.cache,
+    cache_index=slots,
+  ).x
+  at_targets = jnp.take_along_axis(x[:-1], rows.target_slots[..., None], axis=1)
+  logprobs = jax.nn.log_softmax(llama.logits(config, params, at_targets))
+  chosen = jnp.take_along_axis(logprobs, rows.targets[..., None], axis=-1)
+  row_nll = -(chosen[..., 0] * rows.target_weights).sum(axis=1)
+  nll = row_nll.mean()
+  now = jax.nn.log_softmax(llama.logits(config, params, x[-1, 0]))
+  kl = c.kl_factor * (jnp.exp(now) * (now - prepared.essence)).sum()
+  start_norm = jnp.linalg.norm(prepared.outputs[0])
+  weight_decay = c.v_weight_decay * _norm(delta) / start_norm**2
+  parts = {
+    'nll': nll,
+    'kl': kl,
+    'weight_decay': weight_decay,
+    'target_probability': jnp.exp(-row_nll).mean(),
+  }
+  return nll + kl + weight_decay, parts
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  """‖x‖ with gradient 0, not NaN, at x = 0, where the search starts."""
+  square = (x * x).sum()
+  safe = jnp.where(square > 0, square, 1.0)
+  return jnp.where(square > 0, jnp.sqrt(safe), 0.0)
