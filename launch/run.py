@@ -1,0 +1,233 @@
+"""Edits a model one fact after another and measures what became of it.
+
+    python -m launch.run --config=experiments/quickstart.py --workdir=runs/quick
+
+Settings of the config are overridden as --config.method.layer=10. Running the
+same command again resumes. See the README for what a run prints and keeps.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import plan
+from me_jax import files, generation, report, sequential
+from me_jax.config import RunConfig
+from me_jax.data import facts, sample
+from me_jax.data.sources import DataSources
+from me_jax.edits import (
+  corpus_texts,
+  registry,
+  second_moment_ensure,
+  templates,
+)
+from me_jax.edits.second_moment_factor import Factor, load_factor
+from me_jax.evals.registry import make_task
+from me_jax.models import load
+from me_jax.models.language_model import LanguageModel
+from me_jax.progress import duration
+from me_jax.workdir import Workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'A file with get_config(arg), e.g. experiments/table1.py:method=rome.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Directory of this run. One that holds another run is refused.',
+)
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root',
+  None,
+  'Directory with zsre/, mmlu/, ...; else $ME_JAX_DATA, else the public hub.',
+)
+_CACHE_DIR = flags.DEFINE_string(
+  'cache_dir',
+  None,
+  'Second moments and compiled programs, shared by all runs; else '
+  '$ME_JAX_CACHE, else ~/.cache/me_jax. Deleting it costs time, no numbers.',
+)
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Print what would be done: states, items, tokens.'
+)
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  config: RunConfig = _CONFIG.value
+  cache = pathlib.Path(
+    _CACHE_DIR.value or os.environ.get('ME_JAX_CACHE') or '~/.cache/me_jax'
+  ).expanduser()
+  jax.config.update('jax_compilation_cache_dir', str(cache / 'xla'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  try:
+    run(config, cache)
+  except (OSError, ValueError, KeyError, FloatingPointError) as e:
+    if logging.level_debug():
+      raise
+    sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
+
+
+def run(config: RunConfig, cache: pathlib.Path) -> None:
+  """Everything between the flags and the report."""
+  start = time.monotonic()
+  sequential.eval_steps(config)
+  sources = DataSources(
+    data_root=_path(_DATA_ROOT.value),
+    env_root=_path(os.environ.get('ME_JAX_DATA')),
+  )
+  pool = facts.load_facts(config.facts.name, sources, config.facts.target)
+  drawn = facts.draw(
+    pool,
+    config.num_edits,
+    seed=config.facts.seed,
+    subjects=config.facts.subjects,
+  )
+  counts = ', '.join(f'{name} {n}' for name, n in drawn.counts.items() if n)
+  print(f'Facts: {config.facts.name} ({counts})', flush=True)
+  if _DRY_RUN.value:
+    print(plan.describe(config, drawn.requests, sources))
+    return
+  workdir = Workdir(_WORKDIR.value)
+
+  model = load.load_model(config.model.name, path=config.model.path)
+  print(
+    f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    flush=True,
+  )
+  factors, moments = _factors(config, model, sources, cache)
+  workdir.claim(
+    {
+      'config': dataclasses.asdict(config),
+      'weights': model.fingerprint,
+      'facts': drawn.sha256,
+      'second_moments': moments,
+    },
+    {
+      'case_ids': drawn.case_ids,
+      'facts_counts': drawn.counts,
+      'device': jax.devices()[0].device_kind,
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    },
+  )
+  if not workdir.facts.exists():
+    lines = [
+      json.dumps(r.to_json(), ensure_ascii=False) for r in drawn.requests
+    ]
+    files.write_atomic(workdir.facts, '\n'.join(lines) + '\n')
+  editor = registry.make_editor(
+    config.method,
+    model,
+    templates=_templates(config, model, workdir),
+    factors=factors,
+  )
+
+  def write_report(rows):
+    files.write_atomic(workdir.report, report.report(rows, 'edit'))
+
+  sequential.run(
+    sequential.Run(
+      config=config,
+      workdir=workdir,
+      model=model,
+      editor=editor,
+      predictor=generation.LlamaPredictor(
+        model.config, model.tokenizer, interventions=editor.interventions
+      ),
+      requests=drawn.requests,
+      tasks=[make_task(t, model.tokenizer, sources) for t in config.tasks],
+      probe=sample.sample_prose(),
+      report=write_report,
+    )
+  )
+  print(f'\n{workdir.report.read_text()}')
+  print(
+    f'Took {duration(time.monotonic() - start)}. Rows: {workdir.results}. '
+    f'Edits: {workdir.checkpoints}.'
+  )
+
+
+def _factors(
+  config: RunConfig,
+  model: LanguageModel,
+  sources: DataSources,
+  cache: pathlib.Path,
+) -> tuple[dict[int, Factor], dict[str, str]]:
+  """Cholesky factors by layer, and the hashes of what they are factors of."""
+  layers = registry.second_moment_layers(config.method)
+  if not layers:
+    return {}, {}
+  wanted = config.second_moment
+  name = files.short_hash([model.fingerprint, dataclasses.asdict(wanted)])
+  directory = cache / 'second_moments' / f'{model.name}-{name}'
+  moments = second_moment_ensure.ensure(
+    model,
+    corpus_texts.open_corpus(wanted.corpus, model, sources),
+    layers,
+    directory,
+    max_length=wanted.max_length,
+    seed=wanted.seed,
+    n_samples=wanted.n_samples,
+    min_tokens=wanted.min_tokens,
+  )
+  tokens = {moment.count for moment in moments.values()}
+  print(
+    f'Second moment: {wanted.corpus}, {max(tokens):,} tokens, layers '
+    f'{", ".join(map(str, layers))}, in {directory}',
+    flush=True,
+  )
+  return (
+    {layer: load_factor(directory, m) for layer, m in moments.items()},
+    {str(layer): m.digest for layer, m in moments.items()},
+  )
+
+
+def _templates(
+  config: RunConfig, model: LanguageModel, workdir: Workdir
+) -> tuple[str, ...]:
+  """The run's context templates: given, stored, or drawn now and stored."""
+  if config.method.context_templates:
+    return tuple(config.method.context_templates)
+  if workdir.templates.exists():
+    try:
+      return tuple(json.loads(workdir.templates.read_text()))
+    except ValueError as e:
+      raise ValueError(
+        f'{workdir.templates} is damaged ({e}). Restore it, or start again in '
+        'an empty --workdir.'
+      ) from e
+  drawn = templates.draw_templates(
+    model.config,
+    model.params,
+    model.tokenizer,
+    length_params=config.method.context_template_length_params,
+    seed=config.seed,
+  )
+  text = json.dumps(drawn, indent=2, ensure_ascii=False)
+  files.write_atomic(workdir.templates, text + '\n')
+  return drawn
+
+
+def _path(value: str | None) -> pathlib.Path | None:
+  return pathlib.Path(value) if value else None
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

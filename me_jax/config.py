@@ -1,0 +1,154 @@
+"""What a run does, as plain dataclasses.
+
+`experiments/*.py` fill them in, `--config.NAME=VALUE` overrides them, and a
+workdir keeps them: every setting that can move a number is here.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelSource:
+  """Which model.
+
+  Attributes:
+    name: A preset, a hub id, or a directory or GGUF file.
+    path: Where the weights of the preset are, if not at their usual place.
+  """
+
+  name: str
+  path: str = ''
+
+
+@dataclasses.dataclass(kw_only=True)
+class RomeConfig:
+  """ROME's hyper-parameters, in the names of its authors' files.
+
+  Attributes:
+    name: Always 'rome'.
+    layer: Layer whose `down_proj` is edited, zero-based.
+    variant: 'rome', 'r_rome' or 'p_rome': which key the rank-one change is
+      built from.
+    mom2_adjustment: Take the key direction through the inverse second moment.
+    v_num_grad_steps: Evaluations of the loss; there is one update less.
+    v_lr: Adam's step size.
+    v_weight_decay: Factor of `‖delta‖ / ‖target_init‖^2`.
+    clamp_norm_factor: `‖delta‖` stays below so many times `‖target_init‖`.
+    kl_factor: Factor of the divergence on "{subject} is a".
+    early_stop_loss: The search ends below this total loss.
+    context_template_length_params: Pairs (tokens, how many).
+    context_templates: Explicit templates instead of drawn ones.
+  """
+
+  name: str = 'rome'
+  layer: int = 5
+  variant: str = 'rome'
+  mom2_adjustment: bool = True
+  v_num_grad_steps: int = 25
+  v_lr: float = 0.5
+  v_weight_decay: float = 1e-3
+  clamp_norm_factor: float = 4.0
+  kl_factor: float = 0.0625
+  early_stop_loss: float = 0.05
+  context_template_length_params: tuple[tuple[int, int], ...] = (
+    (5, 10),
+    (10, 10),
+  )
+  context_templates: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    variants = ('rome', 'r_rome', 'p_rome')
+    if self.variant not in variants:
+      raise ValueError(
+        f'method.variant must be one of {", ".join(variants)}, got '
+        f'{self.variant!r}.'
+      )
+
+
+@dataclasses.dataclass(kw_only=True)
+class SecondMomentConfig:
+  """Which text the second moment of the keys is collected from.
+
+  Attributes:
+    corpus: 'wikipedia' (hub), 'wikipedia_passages' (data root), 'generated'
+      (by the model itself, needs no data) or 'file:PATH'.
+    n_samples: Texts drawn without replacement, or
+    min_tokens: texts are drawn until they hold so many tokens. One of the two
+      is 0.
+    max_length: Tokens of a text, the rest is cut.
+    seed: Of the draw.
+  """
+
+  corpus: str = 'wikipedia'
+  n_samples: int = 100_000
+  min_tokens: int = 0
+  max_length: int = 4096
+  seed: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class FactsConfig:
+  """Which facts are edited in.
+
+  Attributes:
+    name: 'sample' (packaged), 'zsre', 'counterfact', ...
+    target: 'alt' writes the counterfactual answer, 'true' the true one.
+    subjects: 'distinct' keeps the first fact of each subject, 'any' all.
+    seed: Of the draw. A draw of 10 is the head of the draw of 100.
+  """
+
+  name: str
+  target: str = 'alt'
+  subjects: str = 'distinct'
+  seed: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunConfig:
+  """One sequential run: edits one after another, measured on the way.
+
+  Attributes:
+    model: The model at step 0.
+    method: Hyper-parameters of the editing method.
+    facts: The facts to write.
+    second_moment: Statistics that the method needs.
+    num_edits: Facts written in all.
+    edit_batch_size: Facts written in one edit step.
+    eval_steps: Numbers of edits after which everything is measured.
+    tasks: Measures of general ability taken at those steps.
+    limit: Items per task, a seeded nested subset; 0 for all.
+    seed: Of templates, subsets and bootstrap intervals.
+    stop_on_collapse: End the run when the edited model is beyond use:
+      non-finite or worse than guessing on its own vocabulary.
+  """
+
+  model: ModelSource
+  method: Any
+  facts: FactsConfig
+  second_moment: SecondMomentConfig
+  num_edits: int = 100
+  edit_batch_size: int = 1
+  eval_steps: tuple[int, ...] = (0, 1, 10, 20, 100)
+  tasks: tuple[str, ...] = ()
+  limit: int = 0
+  seed: int = 0
+  stop_on_collapse: bool = False
+
+
+def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
+  """The settings in `arg`, 'name=value,name=value', over `defaults`.
+
+  Raises:
+    ValueError: A name is not one of `defaults`.
+  """
+  found = dict(defaults)
+  for piece in filter(None, (arg or '').split(',')):
+    name, equals, value = piece.partition('=')
+    if not equals or name not in defaults:
+      raise ValueError(
+        f'Expected settings {", ".join(f"{n}=..." for n in defaults)} after '
+        f'the colon of --config, got {piece!r}.'
+      )
+    found[name] = value
+  return found

@@ -1,0 +1,127 @@
+"""A run's directory: what is where, and whose it is."""
+
+import fcntl
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from me_jax import files
+
+
+class Workdir:
+  """Everything that one run writes, and the right to write it.
+
+  | place                      | content                                      |
+  |----------------------------|----------------------------------------------|
+  | `config.json`              | config, hashes of weights, facts, statistics |
+  | `facts.jsonl`              | the requests, in the order of the edits      |
+  | `context_templates.json`   | what was drawn before the first edit         |
+  | `checkpoints/`             | one delta per edit step                      |
+  | `samples/TASK/STEP.jsonl`  | one record per item                          |
+  | `triangle.jsonl`           | scores of fact s after edit step t           |
+  | `results.jsonl`            | one row per metric                           |
+  | `report.md`                | tables                                       |
+  """
+
+  def __init__(self, path: files.PathLike):
+    """Creates the directory and locks it until the process ends.
+
+    Raises:
+      OSError: Another process runs there, or it cannot be written.
+    """
+    self.path = pathlib.Path(path).absolute()
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / '.lock', 'w')
+    except OSError as e:
+      raise files.explained(e, self.path) from e
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise OSError(
+        e.errno,
+        f'Another process is running in {self.path}. Wait for it, or choose '
+        'another --workdir.',
+      ) from e
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    return self.path / 'checkpoints'
+
+  @property
+  def templates(self) -> pathlib.Path:
+    return self.path / 'context_templates.json'
+
+  @property
+  def facts(self) -> pathlib.Path:
+    return self.path / 'facts.jsonl'
+
+  @property
+  def triangle(self) -> pathlib.Path:
+    return self.path / 'triangle.jsonl'
+
+  @property
+  def results(self) -> pathlib.Path:
+    return self.path / 'results.jsonl'
+
+  @property
+  def report(self) -> pathlib.Path:
+    return self.path / 'report.md'
+
+  def samples(self, task: str, step: int) -> pathlib.Path:
+    """The log of one task on the model after `step` edit steps."""
+    return self.path / 'samples' / task / f'{step:06d}.jsonl'
+
+  def claim(
+    self, identity: Mapping[str, Any], notes: Mapping[str, Any]
+  ) -> None:
+    """Writes down what this run is, or checks that it is the same as before.
+
+    Args:
+      identity: All that its numbers depend on, nested JSON.
+      notes: What is worth knowing beside it, e.g. versions; not compared.
+
+    Raises:
+      ValueError: The directory belongs to another run; names each field that
+        differs.
+    """
+    path = self.path / 'config.json'
+    # Through JSON and back, so that a tuple equals the list it was stored as.
+    identity = json.loads(files.canonical_json(identity))
+    if not path.exists():
+      content = {'identity': identity, 'notes': dict(notes)}
+      files.write_atomic(path, json.dumps(content, indent=2) + '\n')
+      return
+    try:
+      stored = json.loads(path.read_text())['identity']
+    except (ValueError, KeyError) as e:
+      raise ValueError(
+        f'{path} is damaged ({e}). Restore it, or start again in an empty '
+        '--workdir.'
+      ) from e
+    before, now = _flat(stored), _flat(identity)
+    different = [
+      f'{name}: {before.get(name, "absent")!r} there, '
+      f'{now.get(name, "absent")!r} now'
+      for name in sorted(before.keys() | now.keys())
+      if before.get(name, _ABSENT) != now.get(name, _ABSENT)
+    ]
+    if different:
+      raise ValueError(
+        f'{self.path} holds another run. Different: {"; ".join(different)}. '
+        'Choose another --workdir, or restore the setting.'
+      )
+
+
+_ABSENT = object()
+
+
+def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
+  if isinstance(value, dict):
+    return {
+      name: leaf
+      for key, child in value.items()
+      for name, leaf in _flat(child, f'{prefix}{key}.').items()
+    }
+  return {prefix.removesuffix('.'): value}
