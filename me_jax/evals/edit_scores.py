@@ -167,10 +167,7 @@ def metrics(
     cells = [triangle[step(fact), fact] for fact in facts_until]
     for key in dict.fromkeys(name for cell in cells for name in cell):
       values = np.array([100 * cell[key] for cell in cells if key in cell])
-      low, high = statistics.bootstrap(
-        lambda totals: totals[:, 0] / totals[:, 1],
-        np.stack([values, np.ones_like(values)], axis=1),
-      )
+      low, high = _interval(values)
       found.append(
         Metric(
           name=f'{prefix}_{metric_name(key)}',
@@ -181,6 +178,23 @@ def metrics(
         )
       )
   return found
+
+
+def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
+  """Wilson's where every fact is all right or all wrong, else a bootstrap.
+
+  One fact that is partly right has no spread to resample.
+  """
+  if np.isin(values, (0.0, 100.0)).all():
+    right = int((values == 100.0).sum())
+    low, high = statistics.wilson(right, len(values))
+    return 100 * low, 100 * high
+  if len(values) == 1:
+    return None, None
+  return statistics.bootstrap(
+    lambda totals: totals[:, 0] / totals[:, 1],
+    np.stack([values, np.ones_like(values)], axis=1),
+  )
 
 
 def metric_name(key: str) -> str:
