@@ -37,6 +37,8 @@ class LowRank(NamedTuple):
 
 Edit = dict[ParamPath, LowRank]
 
+_FORMAT = 'me_jax.edit.v1'
+
 
 def apply_edit(params: Params, edit: Edit) -> Params:
   """`params` with the edited kernels replaced; all other leaves are shared.
@@ -114,7 +116,7 @@ def save_edit(
     for name, change in edit.items()
     for factor, array in change._asdict().items()
   }
-  content = {'format': 'me_jax.edit.v1', **(metadata or {})}
+  content = {'format': _FORMAT, **(metadata or {})}
   files.write_atomic(path, safetensors.numpy.save(tensors, metadata=content))
 
 
@@ -134,20 +136,18 @@ def load_edit(path: files.PathLike) -> Edit:
       f'{path} is damaged ({e}). Copy it again, or make the edit again.'
     ) from e
   form = header.get('__metadata__', {}).get('format')
-  edit = {}
-  for name in sorted(tensors):
-    kernel, _, factor = name.rpartition('/')
-    if form != 'me_jax.edit.v1' or factor not in LowRank._fields:
-      raise ValueError(
-        f'{path} is not an edit: format {form!r}, tensor {name!r}. Expected '
-        'the format me_jax.edit.v1 and tensors <path>/left, <path>/right.'
-      )
-    if factor == 'left':
-      right = tensors.get(f'{kernel}/right')
-      if right is None:
-        raise ValueError(f'{path} has {name!r} without {kernel}/right.')
-      edit[kernel] = LowRank(jnp.asarray(tensors[name]), jnp.asarray(right))
-  return edit
+  kernels = sorted({name.rpartition('/')[0] for name in tensors})
+  factors = {f'{k}/{f}' for k in kernels for f in LowRank._fields}
+  if form != _FORMAT or set(tensors) != factors:
+    raise ValueError(
+      f'{path} is not an edit: format {form!r}, tensors '
+      f'{", ".join(sorted(tensors)[:4]) or "none"}. Expected the format '
+      f'{_FORMAT} and tensors <path>/left, <path>/right.'
+    )
+  return {
+    k: LowRank(*(jnp.asarray(tensors[f'{k}/{f}']) for f in LowRank._fields))
+    for k in kernels
+  }
 
 
 @functools.partial(jax.jit)

@@ -77,6 +77,11 @@ def rome(
       f'method.mom2_adjustment is {config.mom2_adjustment}, but the second '
       f'moment was {"not " if factor is None else ""}given.'
     )
+  if factor is not None and factor.chol.shape[0] != model.mlp_dim:
+    raise ValueError(
+      f'The second moment is of keys of width {factor.chol.shape[0]}, the '
+      f"model's have {model.mlp_dim}: is it another model's?"
+    )
   path = f'layers/{config.layer}/mlp/down_proj/kernel'
 
   def edit(

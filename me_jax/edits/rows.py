@@ -93,16 +93,16 @@ def build_rows(
 
   lengths = [len(row) for row in ids]
   tail = max(n - p for n, p in zip(lengths, lookups, strict=True))
-  most = _bucket(max(map(len, targets)), 4)
+  most = _bucket(max(map(len, targets)), 1)
   weights = [[1 / len(t)] * len(t) for t in targets]
   rows = Rows(
-    ids=_pad(ids, _bucket(max(lengths), 16), np.int32),
+    ids=_pad(ids, _bucket(max(lengths), 8), np.int32),
     lengths=np.array(lengths, np.int32),
     lookups=np.array(lookups, np.int32),
     targets=_pad(targets, most, np.int32),
     target_slots=_pad(slots, most, np.int32),
     target_weights=_pad(weights, most, np.float32),
-    tail_slots=np.arange(_bucket(tail, 4), dtype=np.int32),
+    tail_slots=np.arange(_bucket(tail, 1), dtype=np.int32),
   )
   return rows, RowNotes(merged, disagrees, targets[0])
 

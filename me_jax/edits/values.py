@@ -227,11 +227,17 @@ def _loss(config, params, rows, prepared, layer, c, delta):
     cache_index=slots,
   ).x
   at_targets = jnp.take_along_axis(x[:-1], rows.target_slots[..., None], axis=1)
-  logprobs = jax.nn.log_softmax(llama.logits(config, params, at_targets))
-  chosen = jnp.take_along_axis(logprobs, rows.targets[..., None], axis=-1)
-  row_nll = -(chosen[..., 0] * rows.target_weights).sum(axis=1)
+  # One product for all rows: the table of V is read once a step, not twice.
+  read = jnp.concatenate([at_targets.reshape(-1, x.shape[-1]), x[-1, :1]])
+  logits = llama.logits(config, params, read)
+  chosen = jnp.take_along_axis(
+    logits[:-1], rows.targets.reshape(-1, 1), axis=-1
+  )[:, 0]
+  logprobs = chosen - jax.nn.logsumexp(logits[:-1], axis=-1)
+  weighted = logprobs.reshape(rows.targets.shape) * rows.target_weights
+  row_nll = -weighted.sum(axis=1)
   nll = row_nll.mean()
-  now = jax.nn.log_softmax(llama.logits(config, params, x[-1, 0]))
+  now = jax.nn.log_softmax(logits[-1])
   kl = c.kl_factor * (jnp.exp(now) * (now - prepared.essence)).sum()
   start_norm = jnp.linalg.norm(prepared.outputs[0])
   weight_decay = c.v_weight_decay * _norm(delta) / start_norm**2
