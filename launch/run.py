@@ -19,7 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import plan
+from launch import command_line, log, plan
 from me_jax import files, generation, report, sequential
 from me_jax.config import RunConfig
 from me_jax.data import facts, sample
@@ -58,6 +58,12 @@ _CACHE_DIR = flags.DEFINE_string(
   'Second moments and compiled programs, shared by all runs; else '
   '$ME_JAX_CACHE, else ~/.cache/me_jax. Deleting it costs time, no numbers.',
 )
+_SECOND_MOMENTS = flags.DEFINE_string(
+  'second_moments',
+  None,
+  'The --directory of launch.second_moment; what it holds must be what '
+  'config.second_moment describes. Else they are collected into --cache_dir.',
+)
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print what would be done: states, items, tokens.'
 )
@@ -74,6 +80,7 @@ def main(argv: list[str]) -> None:
   ).expanduser()
   jax.config.update('jax_compilation_cache_dir', str(cache / 'xla'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  log.show_warnings()
   try:
     run(config, cache)
   except (OSError, ValueError, KeyError, FloatingPointError) as e:
@@ -110,6 +117,9 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
     f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     flush=True,
   )
+  tasks = [make_task(t, model.tokenizer, sources) for t in config.tasks]
+  for task in tasks:
+    task.items()  # A missing data file is found before the slow work.
   factors, moments = _factors(config, model, sources, cache)
   workdir.claim(
     {
@@ -151,7 +161,7 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
         model.config, model.tokenizer, interventions=editor.interventions
       ),
       requests=drawn.requests,
-      tasks=[make_task(t, model.tokenizer, sources) for t in config.tasks],
+      tasks=tasks,
       probe=sample.sample_prose(),
       report=write_report,
     )
@@ -175,7 +185,9 @@ def _factors(
     return {}, {}
   wanted = config.second_moment
   name = files.short_hash([model.fingerprint, dataclasses.asdict(wanted)])
-  directory = cache / 'second_moments' / f'{model.name}-{name}'
+  directory = pathlib.Path(
+    _SECOND_MOMENTS.value or cache / 'second_moments' / f'{model.name}-{name}'
+  )
   moments = second_moment_ensure.ensure(
     model,
     corpus_texts.open_corpus(wanted.corpus, model, sources),
@@ -230,4 +242,4 @@ def _path(value: str | None) -> pathlib.Path | None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

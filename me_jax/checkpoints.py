@@ -21,6 +21,7 @@ from me_jax.edits.edit import Edit, LowRank
 from me_jax.typing import Params
 
 _FULL_BELOW = 16 << 20  # bytes free; Orbax reports a full disk in many words
+_SHOWN = 200  # characters of a storage error
 
 
 class Step(NamedTuple):
@@ -54,7 +55,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=None, enable_async_checkpointing=False
+        max_to_keep=None,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
       ),
     )
     steps = sorted(self._manager.all_steps())
@@ -148,7 +151,9 @@ class Checkpoints:
       stated = record['edit_sha256']
       made_on = record['previous_fingerprint']
     except Exception as e:  # Orbax raises whatever its backends raise.
-      raise ValueError(self._damaged(step, f'{type(e).__name__}: {e}')) from e
+      # The head says what is wrong; the rest is the storage's own settings.
+      why = f'{type(e).__name__}: {e}'[:_SHOWN]
+      raise ValueError(self._damaged(step, why)) from e
     if found != stated:
       raise ValueError(
         self._damaged(step, f'its hash is {found[:12]}, not {stated[:12]}')

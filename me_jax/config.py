@@ -64,6 +64,7 @@ class RomeConfig:
         f'method.variant must be one of {", ".join(variants)}, got '
         f'{self.variant!r}.'
       )
+    _at_least('method.v_num_grad_steps', self.v_num_grad_steps, 1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -135,6 +136,34 @@ class RunConfig:
   seed: int = 0
   stop_on_collapse: bool = False
 
+  def __post_init__(self):
+    _at_least('num_edits', self.num_edits, 1)
+    _at_least('edit_batch_size', self.edit_batch_size, 1)
+    _at_least('limit', self.limit, 0)
+    for edits in self.eval_steps:
+      if not isinstance(edits, int):
+        raise ValueError(
+          f'eval_steps are numbers of edits, as 0,1,10, got {edits!r}.'
+        )
+
+
+def checked(config: Any) -> Any:
+  """An equal config whose values were checked as those of a new one are.
+
+  Overrides set fields one by one, after the checks of the constructor.
+
+  Raises:
+    ValueError: A value is out of range.
+  """
+  return dataclasses.replace(
+    config,
+    **{
+      field.name: checked(value)
+      for field in dataclasses.fields(config)
+      if dataclasses.is_dataclass(value := getattr(config, field.name))
+    },
+  )
+
 
 def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
   """The settings in `arg`, 'name=value,name=value', over `defaults`.
@@ -152,3 +181,8 @@ def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
       )
     found[name] = value
   return found
+
+
+def _at_least(name: str, value: int, smallest: int) -> None:
+  if value < smallest:
+    raise ValueError(f'{name} must be at least {smallest}, got {value}.')

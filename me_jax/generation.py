@@ -133,6 +133,10 @@ class LlamaPredictor:
     self, state: ModelState, requests: Sequence[GenerateRequest]
   ) -> Iterator[tuple[int, GenerateResult]]:
     """Greedy continuations, each until its end token, limit or decision."""
+    if not all(r.prompt for r in requests):
+      raise ValueError(
+        'A GenerateRequest needs a prompt of at least one token.'
+      )
     shape = lambda i: (
       bucket(len(requests[i].prompt)),
       bucket(requests[i].max_new_tokens),

@@ -46,6 +46,10 @@ class Workdir:
       ) from e
 
   @property
+  def config(self) -> pathlib.Path:
+    return self.path / 'config.json'
+
+  @property
   def checkpoints(self) -> pathlib.Path:
     return self.path / 'checkpoints'
 
@@ -73,6 +77,21 @@ class Workdir:
     """The log of one task on the model after `step` edit steps."""
     return self.path / 'samples' / task / f'{step:06d}.jsonl'
 
+  def identity(self) -> dict[str, Any]:
+    """What `claim` wrote down: all that the run's numbers depend on.
+
+    Raises:
+      FileNotFoundError: Nothing was claimed yet.
+      ValueError: The file is damaged.
+    """
+    try:
+      return dict(json.loads(self.config.read_text())['identity'])
+    except (ValueError, KeyError, TypeError) as e:
+      raise ValueError(
+        f'{self.config} is damaged ({type(e).__name__}: {e}). Restore it, or '
+        'start again in an empty --workdir.'
+      ) from e
+
   def claim(
     self, identity: Mapping[str, Any], notes: Mapping[str, Any]
   ) -> None:
@@ -86,21 +105,14 @@ class Workdir:
       ValueError: The directory belongs to another run; names each field that
         differs.
     """
-    path = self.path / 'config.json'
+    path = self.config
     # Through JSON and back, so that a tuple equals the list it was stored as.
     identity = json.loads(files.canonical_json(identity))
     if not path.exists():
       content = {'identity': identity, 'notes': dict(notes)}
       files.write_atomic(path, json.dumps(content, indent=2) + '\n')
       return
-    try:
-      stored = json.loads(path.read_text())['identity']
-    except (ValueError, KeyError) as e:
-      raise ValueError(
-        f'{path} is damaged ({e}). Restore it, or start again in an empty '
-        '--workdir.'
-      ) from e
-    before, now = _flat(stored), _flat(identity)
+    before, now = _flat(self.identity()), _flat(identity)
     different = [
       f'{name}: {before.get(name, "absent")!r} there, '
       f'{now.get(name, "absent")!r} now'

@@ -102,9 +102,10 @@ def draw(
       first.setdefault(request.subject, request)
     eligible = list(first.values())
   if n > len(eligible):
+    counts = ', '.join(f'{name} {count}' for name, count in pool.counts.items())
     raise ValueError(
       f'Asked for {n} facts, but {len(eligible)} are available with '
-      f'subjects={subjects!r} ({len(pool)} before). Ask for fewer'
+      f'subjects={subjects!r} ({len(pool)} before; {counts}). Ask for fewer'
       + (", or use subjects='any'." if n <= len(pool) else '.')
     )
   order = np.random.default_rng(seed).permutation(len(eligible))[:n]

@@ -43,7 +43,8 @@ def joint_ids(tokenizer: Tokenizer, prompt: str, target: str) -> JointIds:
 
   Raises:
     ValueError: Nothing is left to predict, nothing is there to predict from,
-      or a special token stands in the target.
+      or a special token stands in the target or, after the first token, in the
+      prompt.
   """
   prompt, target = prompt.strip(), target.strip()
   full = tokenizer.encode(f'{prompt} {target}')
@@ -63,6 +64,12 @@ def joint_ids(tokenizer: Tokenizer, prompt: str, target: str) -> JointIds:
     raise ValueError(
       f'The target {target!r} holds special tokens {sorted(special)}; a model '
       'cannot be taught to say those. Remove them from the text.'
+    )
+  # The first token may be the one that the tokenizer itself puts there.
+  if special := tokenizer.special_ids.intersection(ids.prompt[1:]):
+    raise ValueError(
+      f'The prompt {prompt!r} holds special tokens {sorted(special)} after its '
+      'first token. Remove them from the text.'
     )
   return ids
 

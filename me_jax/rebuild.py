@@ -1,0 +1,107 @@
+"""Models and edits out of a run's directory."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Collection
+
+from me_jax import files, trees
+from me_jax.checkpoints import Checkpoints
+from me_jax.edits.edit import Edit, compose
+from me_jax.models import load
+from me_jax.models.language_model import LanguageModel
+from me_jax.workdir import Workdir
+
+
+def edited_model(
+  run: files.PathLike,
+  *,
+  until: int | None = None,
+  without: Collection[int] = (),
+  weights: str = '',
+) -> LanguageModel:
+  """The run's model after its edit steps 1 ... `until`, to the bit.
+
+  Args:
+    run: The run's workdir; no process may be at work there.
+    until: The last edit step to apply, 0 for none; None for all there are.
+    without: Steps to leave out. Later ones were made in their presence.
+    weights: Where the base weights are, if no longer where the run found them.
+
+  Raises:
+    FileNotFoundError: There is no run, or the weights are gone.
+    ValueError: There is no such step, a step is damaged, or the weights are
+      not those that the run began with.
+    OSError: A process is at work there.
+  """
+  workdir = _open(run)
+  identity = workdir.identity()
+  checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
+  steps = _steps(checkpoints, until, without)
+  source = identity['config']['model']
+  path = weights or source['path']
+  base = load.load_model(source['name'], path=path)
+  if base.fingerprint != identity['weights']:
+    raise ValueError(
+      f'The run began with weights {identity["weights"][:12]}, but '
+      f'{path or source["name"]} holds {base.fingerprint[:12]}. Say where the '
+      'right ones are.'
+    )
+  params = checkpoints.replay(
+    base.params, until=max(steps, default=0), without=without
+  )
+  checkpoints.close()
+  return dataclasses.replace(
+    base, params=params, fingerprint=trees.fingerprint(params)
+  )
+
+
+def composed_edit(
+  run: files.PathLike,
+  *,
+  until: int | None = None,
+  without: Collection[int] = (),
+) -> tuple[Edit, dict[str, str]]:
+  """The steps' edits as one, equal up to rounding, and what it belongs to.
+
+  Arguments and errors as for `edited_model`; the weights are not read.
+
+  Returns:
+    The edit, and metadata for `save_edit`: base, base_fingerprint, edit_steps.
+  """
+  workdir = _open(run)
+  identity = workdir.identity()
+  checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
+  steps = _steps(checkpoints, until, without)
+  edits = (checkpoints.load(step).edit for step in steps)
+  edit = functools.reduce(compose, edits, {})
+  checkpoints.close()
+  return edit, {
+    'base': identity['config']['model']['name'],
+    'base_fingerprint': identity['weights'],
+    'edit_steps': ','.join(map(str, steps)),
+  }
+
+
+def _open(run: files.PathLike) -> Workdir:
+  # A Workdir would create what is not there.
+  if not (pathlib.Path(run) / 'config.json').is_file():
+    raise FileNotFoundError(
+      f'{run} holds no run: there is no config.json. Give the --workdir of '
+      'launch.run.'
+    )
+  return Workdir(run)
+
+
+def _steps(
+  checkpoints: Checkpoints, until: int | None, without: Collection[int]
+) -> list[int]:
+  last = checkpoints.last_step
+  until = last if until is None else until
+  unknown = {*without, *([until] if until else [])} - set(range(1, last + 1))
+  if unknown:
+    raise ValueError(
+      f'The run has edit steps 1 ... {last}; there is no '
+      f'{", ".join(map(str, sorted(unknown)))}.'
+    )
+  return [step for step in range(1, until + 1) if step not in without]

@@ -1,0 +1,165 @@
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from me_jax.workdir import Workdir
+
+IDENTITY = {
+  'config': {
+    'method': {'name': 'rome', 'layer': 5, 'v_lr': 0.5},
+    'eval_steps': (0, 1, 10),
+    'tasks': (),
+  },
+  'weights': 'abc',
+  'second_moments': {'5': 'def'},
+}
+
+
+def _identity(**changes):
+  identity = json.loads(json.dumps(IDENTITY))
+  for path, value in changes.items():
+    *parents, name = path.split('__')
+    node = identity
+    for parent in parents:
+      node = node[parent]
+    node[name] = value
+  return identity
+
+
+def test_places_are_below_the_directory(tmp_path):
+  workdir = Workdir(tmp_path / 'new' / 'run')
+  names = [
+    getattr(workdir, place).name
+    for place in (
+      'config',
+      'facts',
+      'templates',
+      'checkpoints',
+      'triangle',
+      'results',
+      'report',
+    )
+  ]
+  assert len(set(names)) == 7
+  assert all(name in Workdir.__doc__ for name in names)
+  assert workdir.samples('mmlu', 10) == (
+    tmp_path / 'new' / 'run' / 'samples' / 'mmlu' / '000010.jsonl'
+  )
+
+
+def test_the_same_run_claims_again(tmp_path):
+  workdir = Workdir(tmp_path)
+  workdir.claim(IDENTITY, {'jax': '1'})
+  written = workdir.config.read_text()
+  # Notes are kept as they were, and never compared.
+  workdir.claim(_identity(), {'jax': '2'})
+  assert workdir.config.read_text() == written
+  assert json.loads(written)['notes'] == {'jax': '1'}
+  assert workdir.identity() == _identity()
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'weights': 'xyz'}, ["weights: 'abc' there, 'xyz' now"]),
+    ({'config__method__layer': 6}, ['config.method.layer: 5 there, 6 now']),
+    (
+      {'config__eval_steps': [0, 1]},
+      ['config.eval_steps: [0, 1, 10] there, [0, 1] now'],
+    ),
+    (
+      {'config__method__new': 1},
+      ["config.method.new: 'absent' there, 1 now"],
+    ),
+    ({'second_moments': {}}, ["second_moments.5: 'def' there, 'absent' now"]),
+    (
+      {'weights': 'xyz', 'config__method__v_lr': 0.1},
+      ['config.method.v_lr: 0.5 there, 0.1 now', "weights: 'abc' there"],
+    ),
+  ],
+)
+def test_another_run_is_refused_by_its_fields(tmp_path, changes, said):
+  workdir = Workdir(tmp_path)
+  workdir.claim(IDENTITY, {})
+  with pytest.raises(ValueError, match='holds another run') as e:
+    workdir.claim(_identity(**changes), {})
+  assert all(words in str(e.value) for words in said)
+  assert str(e.value).count(' there, ') == len(said)
+  assert 'Choose another --workdir' in str(e.value)
+  assert workdir.identity() == _identity()
+
+
+@pytest.mark.parametrize('content', ['{"identity": {', '[]', '{}', '7', ''])
+def test_a_damaged_config_is_refused(tmp_path, content):
+  workdir = Workdir(tmp_path)
+  workdir.config.write_text(content)
+  with pytest.raises(ValueError, match='config.json is damaged.*Restore it'):
+    workdir.claim(IDENTITY, {})
+  assert workdir.config.read_text() == content
+
+
+def test_identity_of_an_unclaimed_directory(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    Workdir(tmp_path).identity()
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
+  hold = (
+    'import fcntl, sys\n'
+    'lock = open(sys.argv[1], "w")\n'
+    'fcntl.flock(lock, fcntl.LOCK_EX)\n'
+    'print("held", flush=True)\n'
+    'sys.stdin.read()\n'
+  )
+  other = subprocess.Popen(
+    [sys.executable, '-c', hold, str(tmp_path / '.lock')],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  try:
+    assert other.stdout.readline() == b'held\n'
+    with pytest.raises(OSError, match='Another process is running in') as e:
+      Workdir(tmp_path)
+    assert str(tmp_path) in str(e.value) and '--workdir' in str(e.value)
+  finally:
+    other.kill()
+    other.communicate()
+  Workdir(tmp_path)
+
+
+def test_the_lock_is_held_as_long_as_the_workdir(tmp_path):
+  workdir = Workdir(tmp_path)
+  with open(workdir.path / '.lock', 'w') as other:
+    with pytest.raises(BlockingIOError):
+      fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    del workdir
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+  'number, said',
+  [
+    (errno.EACCES, 'no permission to write there. Choose another directory'),
+    (errno.ENOSPC, 'the disk is full'),
+  ],
+)
+def test_a_directory_that_cannot_be_written(
+  tmp_path, monkeypatch, number, said
+):
+  def fail(*args, **kwargs):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr('pathlib.Path.mkdir', fail)
+  with pytest.raises(OSError, match=said):
+    Workdir(tmp_path / 'run')
+
+
+def test_a_file_in_its_place(tmp_path):
+  (tmp_path / 'run').write_text('')
+  with pytest.raises(OSError, match='Could not write .*run'):
+    Workdir(tmp_path / 'run')
