@@ -7,8 +7,9 @@ import numpy as np
 import plain_model
 import pytest
 
-from me_jax import generation, trees
+from me_jax import trees
 from me_jax.edits.edit import LowRank, apply_edit
+from me_jax.engines import scoring
 from me_jax.generation import LlamaPredictor, bucket
 from me_jax.typing import (
   GenerateRequest,
@@ -185,11 +186,9 @@ def test_context_alone(small, predictor, state):
 def test_many_targets_are_scored_in_pieces(small, monkeypatch):
   x = jax.random.normal(jax.random.key(0), (3, 5, small.config.embed_dim))
   targets = jax.random.randint(jax.random.key(1), (3, 5), 0, 257)
-  run = lambda: generation.token_logprobs(
-    small.config, small.params, x, targets
-  )
+  run = lambda: scoring.token_logprobs(small.config, small.params, x, targets)
   whole = run()
-  monkeypatch.setattr(generation, '_LOGIT_ROWS', 4)  # 15 rows: a ragged piece
+  monkeypatch.setattr(scoring, '_LOGIT_ROWS', 4)  # 15 rows: a ragged piece
   pieces = run()
   np.testing.assert_allclose(pieces[0], whole[0], rtol=0, atol=TOLERANCE)
   np.testing.assert_array_equal(pieces[1], whole[1])
