@@ -77,7 +77,7 @@ def fingerprint(params: Params) -> str:
   for path, leaf in flatten(params).items():
     array = np.ascontiguousarray(jax.device_get(leaf))
     digest.update(f'{path}:{array.shape}:{array.dtype}:'.encode())
-    digest.update(memoryview(array.reshape(-1)).cast('B'))
+    digest.update(array.reshape(-1).view(np.uint8))
   return digest.hexdigest()
 
 

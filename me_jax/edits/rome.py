@@ -135,6 +135,12 @@ def edit_one(
   )
   # All but the last row, which belongs to the divergence.
   keys = np.asarray(prepared.keys, np.float64)[:-1]
+  if not (np.isfinite(keys).all() and np.isfinite(found.delta).all()):
+    raise FloatingPointError(
+      f'Case {request.case_id!r}: the model gives non-finite keys or '
+      'gradients, so it cannot be edited any further. It has collapsed: look '
+      'at the losses and relative_change_norm of the edits before.'
+    )
   change, key_cosine = rank_one(
     config.variant, keys, found.delta.astype(np.float64), factor
   )
