@@ -32,6 +32,7 @@ from me_jax.edits import (
 )
 from me_jax.edits.second_moment_factor import Factor, load_factor
 from me_jax.evals.registry import make_task
+from me_jax.evals.task import fingerprint
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import duration
@@ -83,6 +84,11 @@ def main(argv: list[str]) -> None:
   log.show_warnings()
   try:
     run(config, cache)
+  except jax.errors.JaxRuntimeError as e:
+    sys.exit(
+      f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
+      'take one with more, or a smaller model. The same command resumes.'
+    )
   except (OSError, ValueError, KeyError, FloatingPointError) as e:
     if logging.level_debug():
       raise
@@ -117,16 +123,23 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
     f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     flush=True,
   )
+  # What is missing or does not belong here is found before the slow work.
   tasks = [make_task(t, model.tokenizer, sources) for t in config.tasks]
-  for task in tasks:
-    task.items()  # A missing data file is found before the slow work.
+  identity = {
+    'config': dataclasses.asdict(config),
+    'weights': model.fingerprint,
+    'tokenizer': model.tokenizer.fingerprint,
+    'facts': drawn.sha256,
+    'tasks': {task.name: fingerprint(task) for task in tasks},
+  }
+  workdir.check(identity)
   factors, moments = _factors(config, model, sources, cache)
+  context_templates = _templates(config, model, workdir)
   workdir.claim(
-    {
-      'config': dataclasses.asdict(config),
-      'weights': model.fingerprint,
-      'facts': drawn.sha256,
+    identity
+    | {
       'second_moments': moments,
+      'context_templates': files.short_hash(context_templates),
     },
     {
       'case_ids': drawn.case_ids,
@@ -144,7 +157,7 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
   editor = registry.make_editor(
     config.method,
     model,
-    templates=_templates(config, model, workdir),
+    templates=context_templates,
     factors=factors,
   )
 
@@ -166,7 +179,8 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
       report=write_report,
     )
   )
-  print(f'\n{workdir.report.read_text()}')
+  if workdir.report.exists():
+    print(f'\n{workdir.report.read_text()}')
   print(
     f'Took {duration(time.monotonic() - start)}. Rows: {workdir.results}. '
     f'Edits: {workdir.checkpoints}.'
@@ -218,8 +232,9 @@ def _templates(
     return tuple(config.method.context_templates)
   if workdir.templates.exists():
     try:
-      return tuple(json.loads(workdir.templates.read_text()))
-    except ValueError as e:
+      stored = json.loads(workdir.templates.read_text())
+      return tuple(templates.fill(text, templates.BARE) for text in stored)
+    except (ValueError, TypeError, AttributeError) as e:
       raise ValueError(
         f'{workdir.templates} is damaged ({e}). Restore it, or start again in '
         'an empty --workdir.'

@@ -13,10 +13,12 @@ As in the papers (hours on one accelerator):
 
 import os
 import pathlib
+import sys
 import time
 
 from absl import app, flags
 
+from launch import log
 from me_jax.data import sources
 from me_jax.edits import (
   corpus_texts,
@@ -104,9 +106,15 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'--layers: expected numbers: {e}.') from e
   if not layers:
     raise app.UsageError('--layers: expected at least one.')
-  directory = pathlib.Path(_DIRECTORY.value)
-  directory.mkdir(parents=True, exist_ok=True)
+  log.show_warnings()
+  try:
+    _collect(layers, pathlib.Path(_DIRECTORY.value))
+  except (OSError, ValueError) as e:
+    sys.exit(f'Error: {e}')
 
+
+def _collect(layers: list[int], directory: pathlib.Path) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
   model = load.load_model(_MODEL.value)
   dim = model.config.mlp_dim
   data = sources.DataSources(

@@ -189,6 +189,7 @@ class Checkpoints:
     return params
 
   def __iter__(self) -> Iterator[Step]:
+    """Steps 1, 2, ..., each loaded when its turn comes."""
     return (self.load(step) for step in range(1, self._last + 1))
 
   def close(self) -> None:

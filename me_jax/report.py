@@ -9,6 +9,18 @@ _PREFIXES = (
   ('individual', 'ind.'),
   ('unedited', 'unedited'),
 )
+_SECTIONS = {
+  'Facts': (('reliability', 'rel.'), ('generalization', 'gen.')),
+  'Locality': (
+    ('locality_agreement', 'agreement'),
+    ('locality_specificity', 'specificity'),
+  ),
+}
+_SCORES = {
+  "token accuracy (as the paper's Table 2)": '',
+  'all tokens right': '_exact',
+  'tokens right in greedy text': '_generated',
+}
 
 
 def report(rows: Sequence[results.Row], edit_task: str) -> str:
@@ -32,33 +44,18 @@ def report(rows: Sequence[results.Row], edit_task: str) -> str:
       'brackets the 95 % interval.\n',
       results.table(rows, columns),
     ]
-  for title, scores in (
-    ("Facts, token accuracy (as the paper's Table 2)", ('', '')),
-    ('Facts, all target tokens right', ('_exact', '_exact')),
-    ('Facts, greedy text', ('_generated', '_generated')),
-  ):
-    columns = [
-      (f'{head} {short}', edit_task, f'{prefix}_{name}{suffix}')
-      for prefix, head in _PREFIXES
-      for (name, short), suffix in zip(
-        (('reliability', 'rel.'), ('generalization', 'gen.')),
-        scores,
-        strict=True,
-      )
-    ]
-    parts += [f'## {title}\n', results.table(rows, columns)]
-  columns = [
-    (f'{head} {name}', edit_task, f'{prefix}_locality_{name}')
-    for prefix, head in _PREFIXES
-    for name in ('agreement', 'specificity')
-  ]
+  for title, names in _SECTIONS.items():
+    for caption, suffix in _SCORES.items():
+      columns = [
+        (f'{head} {short}', edit_task, f'{prefix}_{name}{suffix}')
+        for prefix, head in _PREFIXES
+        for name, short in names
+      ]
+      parts += [f'## {title}: {caption}\n', results.table(rows, columns)]
   parts += [
-    '## Locality\n',
-    'Agreement: answer tokens that are still those of the unedited model. '
-    'Specificity: answer tokens that are the true ones.\n',
-    results.table(rows, columns),
     '`seq.`: facts so far, after the last edit. `ind.`: each fact right after '
     'its own edit. `unedited`: the same prompts before any edit, which is '
-    'what comes for free.\n',
+    'what comes for free. Agreement: what is still said as the unedited model '
+    'says it. Specificity: what is said that is true.\n',
   ]
   return '\n'.join(parts)

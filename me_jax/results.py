@@ -24,6 +24,7 @@ class Row:
     n: Number of items behind it.
     ci_low: Lower end of the 95 % interval, None where there is none.
     ci_high: Upper end.
+    state: Fingerprint of the model state.
   """
 
   run: str
@@ -37,6 +38,7 @@ class Row:
   n: int
   ci_low: float | None = None
   ci_high: float | None = None
+  state: str = ''
 
 
 _NUMBERS = ('value', 'ci_low', 'ci_high')

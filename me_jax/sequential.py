@@ -30,6 +30,7 @@ from me_jax.workdir import Workdir
 
 EDIT_TASK = 'edit'
 _PROBE_TOKENS = 256
+_TRIANGLE_FIELDS = {'edit_step', 'fact', 'state_fingerprint', 'scores'}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -108,13 +109,22 @@ def run(job: Run) -> ModelState:
       for step in range(len(steps) + 1):
         collapsed = False
         if step:
-          state = _edit(job, checkpoints, state, step, steps[step - 1])
+          try:
+            state = _edit(job, checkpoints, state, step, steps[step - 1])
+          except FloatingPointError as e:
+            if not config.stop_on_collapse:
+              raise
+            logging.warning('%s The run ends before edit step %d.', e, step)
+            fingerprint = checkpoints.fingerprint(step - 1)
+            measure(step - 1, state, fingerprint, everything=True)
+            break
           collapsed = config.stop_on_collapse and _collapsed(job, state, step)
-        fingerprint = checkpoints.fingerprint(step)
-        everything = step in measured or collapsed
-        measure.facts(step, state, fingerprint, everything=everything)
-        if everything:
-          measure.tasks(step, state, fingerprint)
+        measure(
+          step,
+          state,
+          checkpoints.fingerprint(step),
+          everything=step in measured or collapsed,
+        )
         progress(step)
         if collapsed:
           break
@@ -193,30 +203,39 @@ class _Measurements:
       min(step * size, len(job.requests)) for step in range(num_steps + 1)
     ]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
-    self._fingerprints: dict[int, str] = {}
-    for record in files.read_jsonl(job.workdir.triangle):
-      key = record['edit_step'], record['fact']
-      self._triangle[key] = record
-      self._fingerprints[record['edit_step']] = record['state_fingerprint']
+    self._states: dict[int, str] = {}
+    for number, record in enumerate(files.read_jsonl(job.workdir.triangle), 1):
+      if missing := _TRIANGLE_FIELDS - set(record):
+        raise ValueError(
+          f'{job.workdir.triangle}:{number}: the record lacks '
+          f'{", ".join(sorted(missing))}. Restore the file, or delete it to '
+          'have it made again.'
+        )
+      self._triangle[record['edit_step'], record['fact']] = record
+      self._states[record['edit_step']] = record['state_fingerprint']
     self._rows = results.read_rows(job.workdir.results)
+    self._states |= {row.edit_step: row.state for row in self._rows}
     # A killed process may have cut the last group short; it is scored again
     # from its samples.
     self._written = {(r.edit_step, r.task) for r in self._rows}
     if self._rows:
       self._written.remove((self._rows[-1].edit_step, self._rows[-1].task))
 
-  def facts(
+  def __call__(
     self, step: int, state: ModelState, fingerprint: str, *, everything: bool
+  ) -> None:
+    """Measures the model after `step`: everything, or only the new facts."""
+    self._check_state(step, fingerprint)
+    self._facts(step, state, fingerprint, everything)
+    if everything:
+      self._tasks(step, state, fingerprint)
+      self._job.report(self._rows)
+
+  def _facts(
+    self, step: int, state: ModelState, fingerprint: str, everything: bool
   ) -> None:
     """The facts' scores after `step`: all so far, or only the new ones."""
     job = self._job
-    stored = self._fingerprints.get(step, fingerprint)
-    if stored != fingerprint:
-      raise ValueError(
-        f'{job.workdir.triangle} scores step {step} of another model '
-        f'({stored[:12]}, this one is {fingerprint[:12]}). Delete it to have '
-        'it made again.'
-      )
     if step == 0:
       facts = range(len(job.requests))
     elif everything:
@@ -233,7 +252,7 @@ class _Measurements:
         [job.requests[fact] for fact in facts],
         None
         if step == 0
-        else [self._triangle[0, fact]['locality_greedy'] for fact in facts],
+        else [self._triangle[0, fact]['locality'] for fact in facts],
       )
       records = [
         {
@@ -251,9 +270,21 @@ class _Measurements:
     if everything:
       cells = {key: r['scores'] for key, r in self._triangle.items()}
       metrics = edit_scores.metrics(step, facts, cells, self._step_of_fact)
-      self._write(step, EDIT_TASK, metrics)
+      self._write(step, fingerprint, EDIT_TASK, metrics)
 
-  def tasks(self, step: int, state: ModelState, fingerprint: str) -> None:
+  def _check_state(self, step: int, fingerprint: str) -> None:
+    """Raises ValueError if what is stored is about another model."""
+    stored = self._states.get(step, fingerprint)
+    if stored != fingerprint:
+      workdir = self._job.workdir
+      raise ValueError(
+        f'{workdir.path} holds scores of another model after edit step {step} '
+        f'({stored[:12]}, this one is {fingerprint[:12]}): its edits were made '
+        f'again and differ. Delete {workdir.triangle.name}, '
+        f'{workdir.results.name} and samples/ to have all measured again.'
+      )
+
+  def _tasks(self, step: int, state: ModelState, fingerprint: str) -> None:
     """Every task after `step`."""
     job = self._job
     for task in job.tasks:
@@ -271,10 +302,11 @@ class _Measurements:
           Progress, what=f'step {step}, {task.name}', unit='items'
         ),
       )
-      self._write(step, task.name, metrics)
-    job.report(self._rows)
+      self._write(step, fingerprint, task.name, metrics)
 
-  def _write(self, step: int, task: str, metrics: Sequence[Metric]) -> None:
+  def _write(
+    self, step: int, fingerprint: str, task: str, metrics: Sequence[Metric]
+  ) -> None:
     """Appends the rows of one task, unless they are there."""
     job = self._job
     there = {
@@ -293,6 +325,7 @@ class _Measurements:
         n=metric.n,
         ci_low=metric.ci_low,
         ci_high=metric.ci_high,
+        state=fingerprint,
       )
       for metric in metrics
       if metric.name not in there

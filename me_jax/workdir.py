@@ -92,6 +92,30 @@ class Workdir:
         'start again in an empty --workdir.'
       ) from e
 
+  def check(self, identity: Mapping[str, Any]) -> None:
+    """Returns if the directory is new, or agrees in all that is given.
+
+    Raises:
+      ValueError: It belongs to another run; names each field that differs.
+    """
+    if not self.config.exists():
+      return
+    # Through JSON and back, so that a tuple equals the list it was stored as.
+    identity = json.loads(files.canonical_json(identity))
+    stored = {k: v for k, v in self.identity().items() if k in identity}
+    before, now = _flat(stored), _flat(identity)
+    different = [
+      f'{name}: {before.get(name, "absent")!r} there, '
+      f'{now.get(name, "absent")!r} now'
+      for name in sorted((before.keys() | now.keys()) - _NOT_COMPARED)
+      if before.get(name, _ABSENT) != now.get(name, _ABSENT)
+    ]
+    if different:
+      raise ValueError(
+        f'{self.path} holds another run. Different: {"; ".join(different)}. '
+        'Choose another --workdir, or restore the setting.'
+      )
+
   def claim(
     self, identity: Mapping[str, Any], notes: Mapping[str, Any]
   ) -> None:
@@ -102,30 +126,16 @@ class Workdir:
       notes: What is worth knowing beside it, e.g. versions; not compared.
 
     Raises:
-      ValueError: The directory belongs to another run; names each field that
-        differs.
+      ValueError: As `check`.
     """
-    path = self.config
-    # Through JSON and back, so that a tuple equals the list it was stored as.
-    identity = json.loads(files.canonical_json(identity))
-    if not path.exists():
-      content = {'identity': identity, 'notes': dict(notes)}
-      files.write_atomic(path, json.dumps(content, indent=2) + '\n')
-      return
-    before, now = _flat(self.identity()), _flat(identity)
-    different = [
-      f'{name}: {before.get(name, "absent")!r} there, '
-      f'{now.get(name, "absent")!r} now'
-      for name in sorted(before.keys() | now.keys())
-      if before.get(name, _ABSENT) != now.get(name, _ABSENT)
-    ]
-    if different:
-      raise ValueError(
-        f'{self.path} holds another run. Different: {"; ".join(different)}. '
-        'Choose another --workdir, or restore the setting.'
-      )
+    self.check(identity)
+    if not self.config.exists():
+      content = {'identity': dict(identity), 'notes': dict(notes)}
+      files.write_atomic(self.config, json.dumps(content, indent=2) + '\n')
 
 
+# Where the weights are may change; which they are is compared by their hash.
+_NOT_COMPARED = {'config.model.path'}
 _ABSENT = object()
 
 

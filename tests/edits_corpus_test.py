@@ -127,22 +127,22 @@ def test_passages_and_wikitext_below_the_data_root(tiny, tmp_path):
   data = sources.DataSources(data_root=tmp_path, allow_hub=False)
   passages = open_corpus('wikipedia_passages', tiny, data)
   both = open_corpus('wikipedia_passages+wikitext', tiny, data)
-  assert list(passages.texts) == ['A passage.']
-  assert list(both.texts) == ['A passage.', 'A lobster = a clawed one .']
+  assert list(passages.read()) == ['A passage.']
+  assert list(both.read()) == ['A passage.', 'A lobster = a clawed one .']
   assert passages.id != both.id
 
 
 def test_real_passages(tiny, data_root):
   data = sources.DataSources(data_root=data_root, allow_hub=False)
   corpus = open_corpus('wikipedia_passages', tiny, data)
-  assert len(corpus.texts) == 8906
+  assert len(corpus.read()) == 8906
 
 
 def test_missing_corpora_say_what_to_do(tiny):
   with pytest.raises(FileNotFoundError, match='wikitext/wikipedia_passages'):
     open_corpus('wikipedia_passages', tiny, _NO_DATA)
   with pytest.raises(FileNotFoundError, match='choose one of .*generated'):
-    open_corpus('wikipedia', tiny, _NO_DATA)
+    open_corpus('wikipedia', tiny, _NO_DATA).read()
   with pytest.raises(ValueError, match="No corpus 'wikpedia'.*generated"):
     open_corpus('wikpedia', tiny, _NO_DATA)
 
@@ -179,7 +179,7 @@ def test_hub_failure_gives_the_reason(tiny, monkeypatch):
 
   monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
   with pytest.raises(FileNotFoundError, match='ConnectionError: no route'):
-    open_corpus('wikipedia', tiny, sources.DataSources())
+    open_corpus('wikipedia', tiny, sources.DataSources()).read()
 
 
 @pytest.fixture(scope='module')

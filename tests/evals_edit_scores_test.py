@@ -90,6 +90,8 @@ FREE = {
   'what is S': ' a',  # stopped early: 2 of 4
   'S equals': 'abc ',  # shifted by one: none
   'V is': '',
+  'T is': ' xyQ',  # 3 of 4
+  'U is': '',  # ended at once
 }
 
 
@@ -110,10 +112,18 @@ def test_scores_of_a_fact():
     'rephrase_token': 0.75,  # mean of 1 and 0.5
     'rephrase_exact': 0.5,
     'rephrase_generated': 0.25,  # mean of 0.5 and 0
-    'locality_agreement': 1.0,
-    'locality_specificity': 0.625,  # mean of 0.75 and 0.5
+    'agreement_token': 1.0,
+    'agreement_exact': 1.0,
+    'agreement_generated': 1.0,
+    'specificity_token': 0.625,  # mean of 0.75 and 0.5
+    'specificity_exact': 0.0,
+    'specificity_generated': 0.375,  # mean of 0.75 and 0
   }
-  assert found.locality_greedy == [[ord(c) for c in ' xyQ'], [81, ord('u')]]
+  forced = [ord(c) for c in ' xyQ']
+  assert found.locality == [
+    {'forced': forced, 'free': forced},
+    {'forced': [81, ord('u')], 'free': []},
+  ]
   assert found.nonfinite == 0
   # The target is asked after a blank, of each prompt once.
   assert sorted(predictor.asked) == [
@@ -132,26 +142,29 @@ def test_a_fact_without_other_prompts():
     'rewrite_exact': 1.0,
     'rewrite_generated': 0.0,
   }
-  assert found.locality_greedy == []
+  assert found.locality == []
 
 
 def test_agreement_is_with_the_unedited_model_not_with_the_truth():
   [before], _ = _score([PLAIN])
   forced = {**FORCED, 'T is': ' xyz', 'U is': ' u'}
-  [after], _ = _score([PLAIN], [before.locality_greedy], forced)
+  [after], _ = _score([PLAIN], [before.locality], forced)
   # 3 of 4 and 1 of 2 as before, though all are true now.
-  assert after.scores['locality_agreement'] == 0.625
-  assert after.scores['locality_specificity'] == 1.0
-  [same], _ = _score([PLAIN], [before.locality_greedy])
-  assert same.scores['locality_agreement'] == 1.0
+  assert after.scores['agreement_token'] == 0.625
+  assert after.scores['agreement_exact'] == 0.0
+  assert after.scores['agreement_generated'] == 1.0
+  assert after.scores['specificity_token'] == 1.0
+  [same], _ = _score([PLAIN], [before.locality])
+  assert same.scores['agreement_token'] == 1.0
 
 
 def test_facts_keep_their_order_and_their_own_reference():
   (b1, p, b2), _ = _score([BARE, PLAIN, BARE])
   assert b1.scores == b2.scores != p.scores
-  references = [[], [[0] * 4, [0] * 2], []]
+  other = [{'forced': [0] * n, 'free': [0]} for n in (4, 2)]
+  references = [[], other, []]
   (_, p, _), _ = _score([BARE, PLAIN, BARE], references)
-  assert p.scores['locality_agreement'] == 0.0
+  assert p.scores['agreement_token'] == 0.0
 
 
 def test_numbers_that_are_none_are_counted():
@@ -237,7 +250,8 @@ def test_a_missing_cell_is_an_error():
     ('rewrite_exact', 'reliability_exact'),
     ('rephrase_token', 'generalization'),
     ('rephrase_generated', 'generalization_generated'),
-    ('locality_agreement', 'locality_agreement'),
+    ('agreement_token', 'locality_agreement'),
+    ('specificity_exact', 'locality_specificity_exact'),
   ],
 )
 def test_metric_name(key, name):

@@ -4,9 +4,9 @@ import json
 import pytest
 from evals_fakes import CharTokenizer, FakePredictor, folder
 
-from me_jax.evals import perplexity, runner, samples
+from me_jax.evals import perplexity, runner
 from me_jax.evals.registry import TASKS, make_task
-from me_jax.evals.task import Metric
+from me_jax.evals.task import Metric, prompt_hash
 from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
 STATE = ModelState(params={})
@@ -111,7 +111,7 @@ def test_records_say_whose_they_are(tmp_path):
     item = task.items()[int(record['doc_id'])]
     assert record['state_fingerprint'] == 'theta0'
     assert record['group'] == 'echo'
-    assert record['prompt_hash'] == samples.prompt_hash(task.request(item))
+    assert record['prompt_hash'] == prompt_hash(task.request(item))
 
 
 def test_other_weights_are_refused(tmp_path):
@@ -191,7 +191,7 @@ def test_prompt_hash_tells_requests_apart():
     GenerateRequest(prompt=(1, 2, 3), max_new_tokens=5),
     GenerateRequest(prompt=(1, 2, 3), max_new_tokens=5, decided=bool),
   ]
-  hashes = {samples.prompt_hash(request) for request in requests}
+  hashes = {prompt_hash(request) for request in requests}
   assert len(hashes) == len(requests)
   assert all(len(h) == 16 for h in hashes)
 

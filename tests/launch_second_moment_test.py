@@ -37,7 +37,7 @@ def test_quick_generated(tmp_path, capsys):
 def test_file_corpus_and_too_little_text(tmp_path):
   path = tmp_path / 'texts.txt'
   path.write_text('One line.\nAnother line.\n')
-  with pytest.raises(ValueError, match='2 texts with 22 tokens.*640'):
+  with pytest.raises(SystemExit, match='2 texts with 22 tokens.*640'):
     _run(tmp_path / 'out', corpus=f'file:{path}')
 
 

@@ -37,6 +37,9 @@ ROWS = [
 ]
 
 
+_TABLE_2 = "Facts: token accuracy (as the paper's Table 2)"
+
+
 def _sections(text):
   """Tables by the title above, as lists of rows of cells."""
   sections = {}
@@ -63,7 +66,7 @@ def test_headlines_make_the_first_table():
 
 def test_facts_stand_beside_the_unedited_floor():
   sections = _sections(report.report(ROWS, 'edit'))
-  head, _, *rows = sections["Facts, token accuracy (as the paper's Table 2)"]
+  head, _, *rows = sections[_TABLE_2]
   assert head == [
     'edits',
     'seq. rel.',
@@ -77,15 +80,16 @@ def test_facts_stand_beside_the_unedited_floor():
     ['0', '', '', '', '', '10.0', ''],
     ['5', '52.3', '', '93.3', '', '12.0', ''],
   ]
-  exact = sections['Facts, all target tokens right']
+  exact = sections['Facts: all tokens right']
   assert exact[0] == head
   assert exact[2:] == [['5', '', '61.0', '', '', '', '']]
-  generated = sections['Facts, greedy text']
+  generated = sections['Facts: tokens right in greedy text']
   assert generated[2:] == [['5', '', '', '71.0', '', '', '']]
 
 
 def test_locality_has_agreement_and_specificity():
-  head, _, *rows = _sections(report.report(ROWS, 'edit'))['Locality']
+  sections = _sections(report.report(ROWS, 'edit'))
+  head, _, *rows = sections[_TABLE_2.replace('Facts', 'Locality')]
   assert head[:3] == ['edits', 'seq. agreement', 'seq. specificity']
   assert rows == [['5', '81.0', '', '', '', '', '82.0']]
 

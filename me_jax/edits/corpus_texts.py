@@ -12,6 +12,7 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -44,18 +45,19 @@ class TextCorpus:
 
   Attributes:
     id: Name and version, or a hash.
-    texts: Read one at a time; there may be millions.
+    read: Gives the texts, in an order of their own; there may be millions.
     encode: Text to ids with the tokenizer's own special tokens.
   """
 
   id: str
-  texts: Sequence[str]
+  read: Callable[[], Sequence[str]]
   encode: Callable[[str], list[int]]
 
   def rows(self, max_length: int, seed: int) -> Iterator[list[int]]:
-    order = np.random.default_rng(seed).permutation(len(self.texts))
+    texts = self.read()
+    order = np.random.default_rng(seed).permutation(len(texts))
     for i in order:
-      row = self.encode(self.texts[int(i)])[:max_length]
+      row = self.encode(texts[int(i)])[:max_length]
       if row:
         yield row
 
@@ -73,7 +75,9 @@ def open_corpus(
   if name == 'generated':
     return generated_text.GeneratedCorpus(model)
   if name == 'wikipedia':
-    return TextCorpus(f'{_HUB[0]} {_HUB[1]}', _wikipedia(data), encode)
+    # 20 GB that are not needed where the statistics are on the disk.
+    read = functools.partial(_wikipedia, data)
+    return TextCorpus(f'{_HUB[0]} {_HUB[1]}', read, encode)
   if name in ('wikipedia_passages', 'wikipedia_passages+wikitext'):
     texts = _lines(data.find(_PASSAGES))
     if name != 'wikipedia_passages':
@@ -91,7 +95,7 @@ def open_corpus(
     raise ValueError(f'No corpus {name!r}; there are {", ".join(NAMES)}.')
   # The file may be another one tomorrow.
   content = hashlib.sha256('\n'.join(texts).encode()).hexdigest()
-  return TextCorpus(f'{name} {content[:16]}', texts, encode)
+  return TextCorpus(f'{name} {content[:16]}', lambda: texts, encode)
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -1,18 +1,18 @@
 """What became of the facts: reliability, generalization, locality.
 
 A fact is asked by its own prompt (`rewrite`), in other words (`rephrase`), and
-by prompts that have nothing to do with it (`locality`). Scores are shares in
-per cent, the mean over facts of the mean over a fact's prompts:
+by prompts that have nothing to do with it (`locality`). The last are compared
+twice: with what the unedited model says (`agreement`), and with the truth
+(`specificity`). Scores are shares in per cent, the mean over facts of the mean
+over a fact's prompts:
 
-* `token`: target tokens that are the arg-max under teacher forcing;
+* `token`: tokens that are the arg-max under teacher forcing;
 * `exact`: all of them are;
-* `generated`: tokens of a greedy continuation that equal the target's;
-* `agreement`: answer tokens where the arg-max is still the unedited model's;
-* `specificity`: answer tokens where the arg-max is the true answer.
+* `generated`: tokens of a greedy continuation that are the same.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -29,8 +29,24 @@ from me_jax.typing import (
 )
 
 Scores = dict[str, float]  # 0 to 1; '<kind>_<score>'
-KINDS = ('rewrite', 'rephrase')
-NAMES = {'rewrite': 'reliability', 'rephrase': 'generalization'}
+NAMES = {
+  'rewrite': 'reliability',
+  'rephrase': 'generalization',
+  'agreement': 'locality_agreement',
+  'specificity': 'locality_specificity',
+}
+
+
+class Said(TypedDict):
+  """Token ids that a model gives where an answer is expected.
+
+  Attributes:
+    forced: Arg-max at each answer position, under teacher forcing.
+    free: Greedy continuation, at most as long as the answer.
+  """
+
+  forced: list[int]
+  free: list[int]
 
 
 class FactScores(NamedTuple):
@@ -38,13 +54,13 @@ class FactScores(NamedTuple):
 
   Attributes:
     scores: By name, e.g. 'rewrite_token'.
-    locality_greedy: Arg-max ids at the answer positions of each locality
-      prompt; those of the unedited model define `agreement`.
+    locality: What was said to each locality prompt; what the unedited model
+      said defines agreement.
     nonfinite: Target tokens whose log-probability is NaN or infinite.
   """
 
   scores: Scores
-  locality_greedy: list[list[int]]
+  locality: list[Said]
   nonfinite: int
 
 
@@ -60,7 +76,7 @@ def score_facts(
   predictor: Predictor,
   state: ModelState,
   requests: Sequence[EditRequest],
-  unedited_greedy: Sequence[list[list[int]]] | None,
+  unedited: Sequence[list[Said]] | None,
 ) -> list[FactScores]:
   """Scores of each request on a model state.
 
@@ -69,8 +85,8 @@ def score_facts(
     predictor: Who answers.
     state: With which weights.
     requests: The facts.
-    unedited_greedy: `locality_greedy` of each fact on the unedited model;
-      None if this is the unedited model.
+    unedited: `locality` of each fact on the unedited model; None if this is
+      the unedited model.
   """
   prompts = [
     prompt
@@ -86,55 +102,50 @@ def score_facts(
       ],
     )
   )
-  asked = [i for i, p in enumerate(prompts) if p.kind in KINDS]
   generated = predictor.generate(
     state,
     [
-      GenerateRequest(
-        prompt=prompts[i].context, max_new_tokens=len(prompts[i].target)
-      )
-      for i in asked
+      GenerateRequest(prompt=p.context, max_new_tokens=len(p.target))
+      for p in prompts
     ],
   )
-  said = {asked[index]: result.tokens for index, result in generated}
+  free = {index: result.tokens.tolist() for index, result in generated}
 
   values: list[dict[str, list[float]]] = [{} for _ in requests]
-  greedy: list[list[list[int]]] = [[] for _ in requests]
+  locality: list[list[Said]] = [[] for _ in requests]
   nonfinite = [0] * len(requests)
   for i, p in enumerate(prompts):
-    target = np.array(p.target)
-    argmax = scored[i].greedy[0]
+    said = Said(forced=scored[i].greedy[0].tolist(), free=free[i])
+    truth = Said(forced=list(p.target), free=list(p.target))
     nonfinite[p.fact] += int((~np.isfinite(scored[i].logprobs[0])).sum())
-    right = argmax == target
-    if p.kind in KINDS:
-      free = np.full(len(target), -1)
-      free[: len(said[i])] = said[i]
-      found = {
-        'token': right.mean(),
-        'exact': right.all(),
-        'generated': (free == target).mean(),
-      }
-    else:
-      before = (
-        argmax
-        if unedited_greedy is None
-        else np.array(unedited_greedy[p.fact][len(greedy[p.fact])])
-      )
-      greedy[p.fact].append(argmax.tolist())
-      found = {
-        'agreement': (argmax == before).mean(),
-        'specificity': right.mean(),
-      }
-    for name, value in found.items():
-      values[p.fact].setdefault(f'{p.kind}_{name}', []).append(float(value))
+    expected = {p.kind: truth}
+    if p.kind == 'locality':
+      before = unedited[p.fact][len(locality[p.fact])] if unedited else said
+      expected = {'agreement': before, 'specificity': truth}
+      locality[p.fact].append(said)
+    for kind, reference in expected.items():
+      for name, value in _compare(said, reference, len(p.target)).items():
+        values[p.fact].setdefault(f'{kind}_{name}', []).append(value)
   return [
     FactScores(
       {name: float(np.mean(v)) for name, v in values[fact].items()},
-      greedy[fact],
+      locality[fact],
       nonfinite[fact],
     )
     for fact in range(len(requests))
   ]
+
+
+def _compare(said: Said, reference: Said, length: int) -> Scores:
+  right = np.equal(said['forced'], reference['forced'])
+  # Both may have ended early; where neither goes on, they are the same.
+  padded = lambda ids: np.array([*ids, *[-1] * (length - len(ids))])
+  same = padded(said['free']) == padded(reference['free'])
+  return {
+    'token': float(right.mean()),
+    'exact': float(right.all()),
+    'generated': float(same.mean()),
+  }
 
 
 def metrics(

@@ -156,7 +156,13 @@ class Mmlu:
     )
     rows = []
     with open(path, newline='', encoding='utf-8') as f:
-      for number, row in enumerate(csv.reader(f), start=1):
+      try:
+        records = list(csv.reader(f, strict=True))
+      except csv.Error as e:
+        raise ValueError(
+          f'{path} is not valid CSV: {e}. Fetch it again.'
+        ) from e
+      for number, row in enumerate(records, start=1):
         if len(row) != len(_COLUMNS) or row[-1] not in LETTERS:
           raise ValueError(
             f'{path}: record {number} should be a question, four answers and '

@@ -1,12 +1,12 @@
 """Perplexity of a text in windows."""
 
 import functools
-import importlib.resources
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from me_jax.data import sample
 from me_jax.data.sources import DataSources
 from me_jax.evals import hub_tables, letters, statistics
 from me_jax.evals.task import Item, Metric, Sample
@@ -109,10 +109,7 @@ def wikitext_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
 def sample_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
   """Perplexity of the prose that comes with this package."""
   del sources  # nothing to look up
-  prose = importlib.resources.files('me_jax') / 'data/sample/prose.txt'
-  return Perplexity(
-    'sample_ppl', tokenizer, lambda: prose.read_text(encoding='utf-8')
-  )
+  return Perplexity('sample_ppl', tokenizer, sample.sample_prose)
 
 
 def _ppl(totals: np.ndarray) -> np.ndarray:

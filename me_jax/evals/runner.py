@@ -6,11 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from me_jax.evals.samples import (
   SampleWriter,
   check_field,
-  prompt_hash,
   read_samples,
 )
 from me_jax.evals.subset import subset
-from me_jax.evals.task import Item, Metric, Request, Task
+from me_jax.evals.task import Item, Metric, Request, Task, prompt_hash
 from me_jax.files import PathLike
 from me_jax.typing import ModelState, Predictor, ScoreRequest
 

