@@ -203,7 +203,7 @@ class _Measurements:
       min(step * size, len(job.requests)) for step in range(num_steps + 1)
     ]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
-    self._states: dict[int, str] = {}
+    self._states: dict[int, set[str]] = {}
     for number, record in enumerate(files.read_jsonl(job.workdir.triangle), 1):
       if missing := _TRIANGLE_FIELDS - set(record):
         raise ValueError(
@@ -212,9 +212,10 @@ class _Measurements:
           'have it made again.'
         )
       self._triangle[record['edit_step'], record['fact']] = record
-      self._states[record['edit_step']] = record['state_fingerprint']
+      self._of_state(record['edit_step'], record['state_fingerprint'])
     self._rows = results.read_rows(job.workdir.results)
-    self._states |= {row.edit_step: row.state for row in self._rows}
+    for row in self._rows:
+      self._of_state(row.edit_step, row.state)
     # A killed process may have cut the last group short; it is scored again
     # from its samples.
     self._written = {(r.edit_step, r.task) for r in self._rows}
@@ -272,10 +273,12 @@ class _Measurements:
       metrics = edit_scores.metrics(step, facts, cells, self._step_of_fact)
       self._write(step, fingerprint, EDIT_TASK, metrics)
 
+  def _of_state(self, step: int, fingerprint: str) -> None:
+    self._states.setdefault(step, set()).add(fingerprint)
+
   def _check_state(self, step: int, fingerprint: str) -> None:
     """Raises ValueError if what is stored is about another model."""
-    stored = self._states.get(step, fingerprint)
-    if stored != fingerprint:
+    for stored in self._states.get(step, set()) - {fingerprint}:
       workdir = self._job.workdir
       raise ValueError(
         f'{workdir.path} holds scores of another model after edit step {step} '

@@ -16,7 +16,7 @@ _NO_DATA = sources.DataSources(allow_hub=False)
 @pytest.fixture
 def letters(tiny):
   texts = [chr(ord('a') + i) * (i + 1) for i in range(20)]
-  return TextCorpus('letters', texts, tiny.tokenizer.encode)
+  return TextCorpus('letters', lambda: texts, tiny.tokenizer.encode)
 
 
 def _sample(corpus, **kwargs):
@@ -26,7 +26,7 @@ def _sample(corpus, **kwargs):
 def test_draws_without_replacement_and_cuts(letters, tiny):
   sample = _sample(letters, n_samples=20)
   texts = [tiny.tokenizer.decode(row) for row in sample.rows]
-  assert sorted(texts) == [text[:8] for text in letters.texts]
+  assert sorted(texts) == [text[:8] for text in letters.read()]
   assert texts != sorted(texts)
   assert sample.n_tokens == sum(map(len, texts))
 
@@ -96,7 +96,7 @@ def test_refuses_unclear_sizes(letters, arguments):
 
 def test_empty_corpus(tiny):
   with pytest.raises(ValueError, match='nothing has no text'):
-    _sample(TextCorpus('nothing', [], tiny.tokenizer.encode), n_samples=1)
+    _sample(TextCorpus('nothing', list, tiny.tokenizer.encode), n_samples=1)
 
 
 def test_file_one_text_a_line(tiny, tmp_path):
@@ -104,7 +104,7 @@ def test_file_one_text_a_line(tiny, tmp_path):
   # U+2028 is no line end: the passage goes on.
   path.write_text(' one\n\n  \ntwo\u2028and a half\n', encoding='utf-8')
   corpus = open_corpus(f'file:{path}', tiny, _NO_DATA)
-  assert list(corpus.texts) == ['one', 'two\u2028and a half']
+  assert list(corpus.read()) == ['one', 'two\u2028and a half']
   assert corpus.id.startswith('file:texts.txt ')
   path.write_text('three\n')
   assert open_corpus(f'file:{path}', tiny, _NO_DATA).id != corpus.id

@@ -396,7 +396,7 @@ def test_ensure_draws_only_when_a_layer_is_missing(tiny, tmp_path, capsys):
 
   draw = random.Random(1)
   texts = [''.join(draw.choices('abcdefghij klmnop', k=30)) for _ in range(50)]
-  corpus = TextCorpus('letters', texts, encode)
+  corpus = TextCorpus('letters', lambda: texts, encode)
   arguments = {'max_length': 25, 'seed': 1, 'min_tokens': 10 * _F}
   ensure = lambda layers, **change: second_moment_ensure.ensure(
     tiny, corpus, layers, tmp_path, **arguments | change

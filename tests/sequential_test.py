@@ -413,7 +413,17 @@ def test_scores_of_another_model_are_refused(job):
   sequential.run(run)
   lines = run.workdir.triangle.read_text().replace(run.model.fingerprint, 'fff')
   run.workdir.triangle.write_text(lines)
-  with pytest.raises(ValueError, match='scores step 0 of another model'):
+  with pytest.raises(ValueError, match='another model after edit step 0'):
+    sequential.run(run)
+
+
+def test_rows_of_another_model_are_refused(job):
+  run = job(eval_steps=(0, 1, 2))
+  sequential.run(run)
+  name = _records(run)[0]['state_fingerprint']
+  lines = run.workdir.results.read_text().replace(name, 'fff')
+  run.workdir.results.write_text(lines)
+  with pytest.raises(ValueError, match='another model after edit step 1'):
     sequential.run(run)
 
 
