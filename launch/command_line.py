@@ -30,6 +30,11 @@ def parse(argv: Sequence[str]) -> list[str]:
     sys.exit(f'Error: {_unknown_setting(argv)}')
   except (flags.Error, ValueError) as e:
     sys.exit(f'Error: {_cause(e)}')
+  except (AttributeError, SyntaxError, ImportError) as e:
+    sys.exit(
+      f'Error: --config: {type(e).__name__}: {e}. Expected a Python file whose '
+      'get_config(arg) returns a me_jax.config.RunConfig.'
+    )
   except OSError:
     path = _config_argument(argv).partition(':')[0]
     sys.exit(f'Error: --config: cannot read {path!r}, is it a file?')
