@@ -17,7 +17,7 @@ _SECTIONS = {
   ),
 }
 _SCORES = {
-  "token accuracy (as the paper's Table 2)": '',
+  'token accuracy, teacher forcing': '',
   'all tokens right': '_exact',
   'tokens right in greedy text': '_generated',
 }
