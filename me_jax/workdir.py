@@ -44,6 +44,9 @@ class Workdir:
         f'Another process is running in {self.path}. Wait for it, or choose '
         'another --workdir.',
       ) from e
+    # What a killed process was writing, under a name that nothing reads.
+    for partial in self.path.rglob('.*.partial'):
+      partial.unlink(missing_ok=True)
 
   @property
   def config(self) -> pathlib.Path:

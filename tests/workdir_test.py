@@ -163,3 +163,13 @@ def test_a_file_in_its_place(tmp_path):
   (tmp_path / 'run').write_text('')
   with pytest.raises(OSError, match='Could not write .*run'):
     Workdir(tmp_path / 'run')
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
+  (tmp_path / 'samples').mkdir()
+  leftover = tmp_path / 'samples' / '.report.md.123.partial'
+  leftover.write_text('half')
+  kept = tmp_path / 'results.jsonl'
+  kept.write_text('')
+  Workdir(tmp_path)
+  assert kept.exists() and not leftover.exists()
