@@ -162,7 +162,8 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
   )
 
   def write_report(rows):
-    files.write_atomic(workdir.report, report.report(rows, 'edit'))
+    text = report.report(rows, sequential.EDIT_TASK)
+    files.write_atomic(workdir.report, text)
 
   sequential.run(
     sequential.Run(
