@@ -1,0 +1,1 @@
+"""Runs programs written by a language model: `execute.Sandbox`."""

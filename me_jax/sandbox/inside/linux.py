@@ -1,0 +1,23 @@
+"""System calls of Linux that the standard library does not offer."""
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> int:
+  """The result of a function of the C library. Raises OSError, naming it."""
+  return _checked(name, getattr(_libc, name)(*arguments))
+
+
+def syscall(name: str, number: int, *arguments: object) -> int:
+  """The result of a system call without a wrapper. Raises OSError."""
+  return _checked(name, _libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def _checked(name: str, result: int) -> int:
+  if result < 0:
+    error = ctypes.get_errno()
+    raise OSError(error, f'{name}: {os.strerror(error)}')
+  return result
