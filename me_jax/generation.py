@@ -2,18 +2,21 @@
 
 A request is padded to a bucket and a batch to a constant size, so a function
 compiles once per bucket and never per edit. Padding is masked and carries its
-own positions: a batched answer equals the answer of one request alone.
+own positions: a batched answer equals the answer of one request alone. What
+requests begin with in common is computed once.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from me_jax.engines import decoding, scoring
+from me_jax.engines import decoding, prefix, scoring
 from me_jax.engines.forward import Forward
+from me_jax.engines.lower_layers import Activations, Scorer
+from me_jax.engines.stream import DeviceFunctions, Stream
 from me_jax.models.config import ModelConfig
 from me_jax.typing import (
   GenerateRequest,
@@ -43,7 +46,9 @@ BUCKETS = (
   2048,
   4096,
 )
-_DECIDE_EVERY = 4  # decoded tokens between two looks at `decided`
+# Slots that only attention sees, which costs little: fewer shapes to compile.
+_COARSE = (64, 128, 256, 512, 1024, 2048, 4096)
+_ANSWERS = (16, 128, 512, 2048, 4096)
 
 
 def bucket(length: int, buckets: Sequence[int] = BUCKETS) -> int:
@@ -70,7 +75,10 @@ class LlamaPredictor:
     tokenizer: Tokenizer,
     *,
     batch_tokens: int = 4096,
+    cache_tokens: int = 16_384,
     max_batch: int = 32,
+    refill: bool = True,
+    activations: Activations | None = None,
     interventions: Callable[[Any], Interventions] | None = None,
     on_trace: Callable[[str], None] = lambda name: None,
   ):
@@ -79,139 +87,165 @@ class LlamaPredictor:
     Args:
       config: The model's shape.
       tokenizer: Only to decode what is generated.
-      batch_tokens: Padded tokens in one batch, at most.
+      batch_tokens: Padded tokens put through the model at once, at most.
+      cache_tokens: Tokens whose keys and values are held while decoding, at
+        most.
       max_batch: Requests in one batch, at most.
+      refill: See `Stream`.
+      activations: Where what lies below the first edited layer is kept for
+        texts that are scored again; None computes it each time.
       interventions: From the editor's state to functions at sites.
-      on_trace: Called with 'score', 'prefill' or 'decode' at each compile.
+      on_trace: Called with 'score', 'prefix', 'prefill', 'insert' or 'decode'
+        at each compile.
     """
+    self._config = config
     self._tokenizer = tokenizer
     self._batch_tokens = batch_tokens
+    self._cache_tokens = cache_tokens
     self._max_batch = max_batch
+    self._refill = refill
     forward = Forward(config, interventions)
 
-    def traced(name, fn):
+    def jitted(fn, **kwargs):
       def wrapped(*args):
-        on_trace(name)
-        return fn(forward, *args)
+        on_trace(fn.__name__)
+        return fn(*args)
 
-      return wrapped
+      return jax.jit(wrapped, **kwargs)
 
-    self._score_batch = jax.jit(traced('score', scoring.score_batch))
-    self._prefill = jax.jit(
-      traced('prefill', decoding.prefill), static_argnums=(3, 4)
-    )
-    self._decode = jax.jit(
-      traced('decode', decoding.decode), donate_argnums=(1,)
-    )
+    bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
+    self._score = jitted(bound(scoring.score))
+    self._scorer = activations and Scorer(forward, activations, jitted)
+    self._prefix = jitted(bound(prefix.prefix), static_argnums=(3,))
+    self._prefill = jitted(bound(decoding.prefill))
+    self._insert = jitted(decoding.insert, donate_argnums=(0,))
+    self._decode = jitted(bound(decoding.decode), donate_argnums=(2,))
 
   def score(
     self, state: ModelState, requests: Sequence[ScoreRequest]
   ) -> Iterator[tuple[int, ScoreResult]]:
     """Log-probabilities of every request's continuations."""
     rows = [scoring.pack(r) for r in requests]
-    shape = lambda i: (
-      bucket(len(rows[i].ids)),
-      bucket(len(rows[i].slots)),
-    )
-    for batch, (length, queries) in self._batches(len(rows), shape):
-      size = self._padded(len(batch), length)
-      arrays = [
-        scoring.stack([getattr(rows[i], name) for i in batch], size, width)
-        for name, width in (
-          ('ids', length),
-          ('positions', length),
-          ('branches', length),
-          ('slots', queries),
-          ('targets', queries),
-        )
-      ]
-      lengths = np.zeros(size, np.int32)
-      lengths[: len(batch)] = [len(rows[i].ids) for i in batch]
-      logprobs, greedy = jax.device_get(
-        self._score_batch(state, lengths, *arrays)
-      )
-      for row, i in enumerate(batch):
-        yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
+    shape = lambda i: (bucket(len(rows[i].ids)), bucket(len(rows[i].slots)))
+    shared = lambda r: r.context[: r.shared]
+    for ids, members in _by_prefix(requests, shared):
+      score = self._score_behind(state, ids)
+      for batch, (length, queries) in self._batches(members, shape):
+        size = _padded(len(batch), self._rows(length))
+        packed = [rows[i] for i in batch]
+        arrays = scoring.stack(packed, size, length, queries)
+        logprobs, greedy = jax.device_get(score(packed, *arrays))
+        for row, i in enumerate(batch):
+          yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
 
   def generate(
     self, state: ModelState, requests: Sequence[GenerateRequest]
   ) -> Iterator[tuple[int, GenerateResult]]:
-    """Greedy continuations, each until its end token, limit or decision."""
-    if not all(r.prompt for r in requests):
-      raise ValueError(
-        'A GenerateRequest needs a prompt of at least one token.'
-      )
-    shape = lambda i: (
-      bucket(len(requests[i].prompt)),
-      bucket(requests[i].max_new_tokens),
-    )
-    for batch, (length, new) in self._batches(len(requests), shape):
-      size = self._padded(len(batch), length)
-      yield from self._generate_batch(
-        state, [(i, requests[i]) for i in batch], size, length, new
-      )
+    """Greedy continuations, each until its end token, limit or decision.
 
-  def _generate_batch(self, state, batch, size, length, new):
-    ids = np.zeros((size, length), np.int32)
-    valid = np.zeros((size, length), bool)
-    # A row without a request may produce nothing.
-    limits = np.zeros(size, np.int32)
-    for row, (_, request) in enumerate(batch):
-      ids[row, length - len(request.prompt) :] = request.prompt
-      valid[row, length - len(request.prompt) :] = True
-      limits[row] = request.max_new_tokens
-    loop = self._prefill(state, (ids, valid), limits, new, self.eos_id)
-    decides = any(r.decided for _, r in batch)
-    until = 1 if decides else new
-    while True:
-      loop = self._decode(state, loop, until)
-      stopped = np.array(loop.stop)
-      if not decides or until >= new:
-        break
-      tokens, counts = jax.device_get((loop.tokens, loop.count))
-      for row, (_, request) in enumerate(batch):
-        text = self._tokenizer.decode(tokens[row, : counts[row]].tolist())
-        if request.decided and not stopped[row] and request.decided(text):
-          stopped[row] = decoding.DECIDED
-      if stopped.all():
-        break
-      loop = loop._replace(stop=jnp.asarray(stopped))
-      until = min(until + _DECIDE_EVERY, new)
-    tokens, counts = jax.device_get((loop.tokens, loop.count))
-    for row, (i, _) in enumerate(batch):
-      new_tokens = tokens[row, : counts[row]]
-      yield (
-        i,
-        GenerateResult(
-          tokens=new_tokens,
-          text=self._tokenizer.decode(new_tokens.tolist()),
-          stop_reason=decoding.STOP_REASONS[int(stopped[row])],
+    Raises:
+      ValueError: A request has no prompt token of its own, or is too long.
+    """
+    for r in requests:
+      if len(r.prompt) <= r.shared:
+        raise ValueError(
+          'A GenerateRequest needs a prompt of at least one token that is not '
+          f'shared, got {len(r.prompt)} tokens, {r.shared} of them shared.'
+        )
+    eos = np.int32(self.eos_id)
+    shape = lambda i: (
+      bucket(len(requests[i].prompt) - requests[i].shared, _COARSE),
+      bucket(requests[i].max_new_tokens, _ANSWERS),
+    )
+    shared = lambda r: r.prompt[: r.shared]
+    for ids, members in _by_prefix(requests, shared):
+      common = self._common(state, ids)
+      device = DeviceFunctions(
+        prefill=lambda *args, common=common: self._prefill(
+          state, common, *args, eos
         ),
+        insert=self._insert,
+        decode=lambda rows, steps, common=common: self._decode(
+          state, common, rows, np.int32(steps), eos
+        ),
+        empty_rows=functools.partial(decoding.empty_rows, self._config),
       )
+      for (slots, new), indices in _by_shape(members, shape):
+        rows = max(1, min(self._max_batch, self._cache_tokens // (slots + new)))
+        stream = Stream(
+          device=device,
+          tokenizer=self._tokenizer,
+          batch=_padded(len(indices), rows),
+          slots=slots,
+          new=new,
+          prefill_shape=self._prefill_shape,
+          refill=self._refill,
+        )
+        yield from stream([(i, requests[i]) for i in indices])
 
   @property
   def eos_id(self) -> int:
     """The token that ends a generation."""
     return self._tokenizer.eos_id
 
-  def _batch_size(self, length: int) -> int:
+  def _score_behind(
+    self, state: ModelState, ids: tuple[int, ...]
+  ) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    if self._scorer:
+      length = bucket(len(ids))
+      return self._scorer.behind(state, ids, length, bucket(length, _COARSE))
+    common = self._common(state, ids)
+    return lambda rows, *arrays: self._score(state, common, *arrays)
+
+  def _common(
+    self, state: ModelState, ids: tuple[int, ...]
+  ) -> prefix.Prefix | None:
+    if not ids:
+      return None
+    length = bucket(len(ids))
+    return self._prefix(
+      state, *prefix.padded(ids, length), bucket(length, _COARSE)
+    )
+
+  def _prefill_shape(self, prompts: int, longest: int) -> tuple[int, int]:
+    length = bucket(longest)
+    return _padded(prompts, self._rows(length)), length
+
+  def _rows(self, length: int) -> int:
     return max(1, min(self._max_batch, self._batch_tokens // length))
 
-  def _padded(self, rows: int, length: int) -> int:
-    """Rows of a batch with padding: the full size, or a power of four, so
-    that a few requests cost little and compile seldom."""
-    full = self._batch_size(length)
-    return next((n for n in (1, 4, 16) if rows <= n < full), full)
+  def _batches(
+    self, indices: Sequence[int], shape: Callable[[int], tuple[int, int]]
+  ) -> Iterator[tuple[Sequence[int], tuple[int, int]]]:
+    """Indices of requests that share a shape, with the shape."""
+    for key, members in _by_shape(indices, shape):
+      size = self._rows(key[0])
+      for first in range(0, len(members), size):
+        yield members[first : first + size], key
 
-  def _batches(self, count: int, shape: Callable[[int], tuple[int, int]]):
-    """Indices of requests that share a shape, longest first, with the shape.
 
-    Longest first, so that running out of memory happens at once or never.
-    """
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for i in range(count):
-      by_shape.setdefault(shape(i), []).append(i)
-    for key in sorted(by_shape, reverse=True):
-      indices, size = by_shape[key], self._batch_size(key[0])
-      for first in range(0, len(indices), size):
-        yield indices[first : first + size], key
+def _padded(rows: int, full: int) -> int:
+  """Rows of a batch with padding: the full size, or a power of four, so that
+  a few requests cost little and compile seldom."""
+  return next((n for n in (1, 4, 16) if rows <= n < full), full)
+
+
+def _by_prefix(
+  requests: Sequence[Any], shared: Callable[[Any], tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+  """Indices of requests with the same prefix, in order of appearance."""
+  groups: dict[tuple[int, ...], list[int]] = {}
+  for i, request in enumerate(requests):
+    groups.setdefault(shared(request), []).append(i)
+  return list(groups.items())
+
+
+def _by_shape(
+  indices: Sequence[int], shape: Callable[[int], tuple[int, int]]
+) -> list[tuple[tuple[int, int], list[int]]]:
+  """Indices of requests that share a shape, longest first: running out of
+  memory then happens at once or never."""
+  groups: dict[tuple[int, int], list[int]] = {}
+  for i in indices:
+    groups.setdefault(shape(i), []).append(i)
+  return sorted(groups.items(), reverse=True)

@@ -36,11 +36,14 @@ class ScoreRequest:
     context: Token ids, at least one, special tokens included.
     continuations: Token ids of each, none empty.
     score_context: Also return the log-probabilities of `context[1:]`.
+    shared: So many first tokens of `context` are computed once for all
+      requests that share them; see `prefixes.shared_lengths`.
   """
 
   context: tuple[int, ...]
   continuations: tuple[tuple[int, ...], ...]
   score_context: bool = False
+  shared: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,13 @@ class ScoreResult:
     greedy: Per continuation the arg-max token at each of its positions, under
       teacher forcing, int32 [len(continuation)]; the lowest id wins a tie.
     context_logprobs: float32 [len(context) - 1], or None if not asked for.
+    context_length: Tokens of the context.
   """
 
   logprobs: tuple[np.ndarray, ...]
   greedy: tuple[np.ndarray, ...]
   context_logprobs: np.ndarray | None
+  context_length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +71,17 @@ class GenerateRequest:
   Attributes:
     prompt: Token ids, special tokens included.
     max_new_tokens: At most so many.
-    decided: Called with the text so far; True when no continuation can change
-      what will be read off it, so that decoding may stop early.
+    decided: Called with the text so far, less the bytes of an unfinished
+      character; True when no continuation can change what will be read off
+      it. The answer ends with the token that makes it true.
+    shared: So many first tokens of `prompt` are computed once for all
+      requests that share them.
   """
 
   prompt: tuple[int, ...]
   max_new_tokens: int
   decided: Callable[[str], bool] | None = None
+  shared: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ import pytest
 from me_jax import trees
 from me_jax.edits.edit import LowRank, apply_edit
 from me_jax.engines import scoring
+from me_jax.engines.lower_layers import Activations
 from me_jax.generation import LlamaPredictor, bucket
+from me_jax.prefixes import shared_lengths
 from me_jax.typing import (
   GenerateRequest,
   ModelState,
@@ -299,29 +301,26 @@ def test_end_token_stops_a_row_and_is_not_returned(small, state, uncached):
   assert found[0].stop_reason == 'eos'
 
 
-def test_decided_stops_a_row_early(predictor, state, uncached):
-  calls = []
-
-  def decided(text):
-    calls.append(text)
-    return len(text) >= 2
-
-  requests = [
-    GenerateRequest(prompt=PROMPTS[0], max_new_tokens=12, decided=decided),
-    GenerateRequest(prompt=PROMPTS[0], max_new_tokens=12),
-    GenerateRequest(
-      prompt=PROMPTS[0], max_new_tokens=12, decided=lambda text: False
-    ),
-  ]
-  early, never_asked, never_decided = _generate(predictor, state, requests)
-  assert early.stop_reason == 'decided'
-  assert 2 <= len(early.tokens) < 12
-  assert early.tokens.tolist() == uncached[0][: len(early.tokens)]
-  # Nobody asks again, and the others never notice.
-  assert [len(c) >= 2 for c in calls] == [False] * (len(calls) - 1) + [True]
-  for other in (never_asked, never_decided):
-    assert other.tokens.tolist() == uncached[0]
-    assert other.stop_reason == 'length'
+def test_the_token_that_decides_is_the_last(small, predictor, state, uncached):
+  """However many tokens come between two looks."""
+  text = lambda n: small.tokenizer.decode(uncached[0][:n]).rstrip('\ufffd')
+  for wanted in range(1, len(text(12)) + 1):
+    decided = lambda t, wanted=wanted: len(t) >= wanted
+    requests = [
+      GenerateRequest(prompt=PROMPTS[0], max_new_tokens=12, decided=decided),
+      GenerateRequest(prompt=PROMPTS[0], max_new_tokens=12),
+      GenerateRequest(
+        prompt=PROMPTS[0], max_new_tokens=12, decided=lambda text: False
+      ),
+    ]
+    early, never_asked, never_decided = _generate(predictor, state, requests)
+    first = next(n for n in range(1, 13) if decided(text(n)))
+    assert early.tokens.tolist() == uncached[0][:first]
+    assert early.stop_reason == 'decided'
+    # The others never notice.
+    for other in (never_asked, never_decided):
+      assert other.tokens.tolist() == uncached[0]
+      assert other.stop_reason == 'length'
 
 
 def test_all_decided_at_once(predictor, state, uncached):
@@ -366,6 +365,177 @@ def test_empty_prompt_is_refused(predictor, state):
   request = GenerateRequest(prompt=(), max_new_tokens=3)
   with pytest.raises(ValueError, match='prompt'):
     list(predictor.generate(state, [request]))
+
+
+# Shared prefixes and rows used again
+
+LONG = _ids('What all of them begin with, and then: ')
+
+
+def _questions(n):
+  return [LONG + _ids(f'{"why " * (i % 4)}is it {i}?') for i in range(n)]
+
+
+def test_a_shared_prefix_changes_no_answer(small, state, predictor):
+  prompts = [*_questions(9), *PROMPTS]
+  decided = lambda text: 'e' in text
+  plain = [
+    GenerateRequest(
+      prompt=p, max_new_tokens=3 + i, decided=decided if i % 2 else None
+    )
+    for i, p in enumerate(prompts)
+  ]
+  shared = [
+    dataclasses.replace(r, shared=n)
+    for r, n in zip(plain, shared_lengths(prompts), strict=True)
+  ]
+  assert [r.shared for r in shared] == [32] * 9 + [0] * 3
+  for a, b in zip(
+    _generate(predictor, state, plain),
+    _generate(predictor, state, shared),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert (a.text, a.stop_reason) == (b.text, b.stop_reason)
+
+
+def test_a_shared_prefix_changes_no_score(state, predictor):
+  plain = [
+    ScoreRequest(context=p, continuations=(_ids('yes'), _ids('n'), _ids('n')))
+    for p in _questions(9)
+  ]
+  shared = [dataclasses.replace(r, shared=32) for r in plain]
+  for a, b in zip(
+    _score(predictor, state, shared),
+    _score(predictor, state, plain),
+    strict=True,
+  ):
+    _assert_same_score(a, b)
+
+
+def test_what_is_scored_or_all_there_is_cannot_be_shared(predictor, state):
+  for request in (
+    dataclasses.replace(PACKED, shared=2),
+    ScoreRequest(context=(1, 2), continuations=((3,),), shared=2),
+  ):
+    with pytest.raises(ValueError, match='may share less'):
+      list(predictor.score(state, [request]))
+  with pytest.raises(ValueError, match='not shared'):
+    request = GenerateRequest(prompt=(1, 2), max_new_tokens=1, shared=2)
+    list(predictor.generate(state, [request]))
+
+
+@pytest.mark.parametrize('refill', [True, False])
+def test_rows_used_again_change_no_answer(small, state, predictor, refill):
+  """Twelve answers of very different length through three rows."""
+  few_rows = LlamaPredictor(
+    small.config, small.tokenizer, max_batch=3, refill=refill
+  )
+  requests = [
+    GenerateRequest(
+      prompt=p, max_new_tokens=1 + (7 * i) % 60, shared=32 if i % 3 else 0
+    )
+    for i, p in enumerate(_questions(12))
+  ]
+  alone = [
+    _generate(predictor, state, [dataclasses.replace(r, shared=0)])[0]
+    for r in requests
+  ]
+  for a, b in zip(_generate(few_rows, state, requests), alone, strict=True):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert a.stop_reason == b.stop_reason
+
+
+def test_rows_used_again_save_steps(small, state):
+  """Rows that wait for the longest of their batch take more steps."""
+  lengths = [100, 20, 20, 20] * 4
+  requests = [
+    GenerateRequest(prompt=PROMPTS[0], max_new_tokens=n) for n in lengths
+  ]
+  steps = {}
+  for refill in (True, False):
+    predictor = LlamaPredictor(
+      small.config, small.tokenizer, max_batch=4, refill=refill
+    )
+    seen = []
+    decode = predictor._decode
+
+    def counting(*args, decode=decode, seen=seen):
+      rows = decode(*args)
+      seen.append(int(rows.step))
+      return rows
+
+    predictor._decode = counting
+    _generate(predictor, state, requests)
+    steps[refill] = seen[-1]
+  assert steps[False] == 4 * 99
+  assert steps[True] < 0.7 * steps[False]
+
+
+# What lies below the edited layer
+
+
+@pytest.fixture(scope='module')
+def edited_above(small):
+  draw = np.random.default_rng(4).standard_normal
+  factor = lambda *shape: jnp.asarray(draw(shape) / 16, jnp.float32)
+  change = LowRank(factor(64, 32), factor(32, 32))
+  path = 'layers/1/mlp/down_proj/kernel'
+  return ModelState(apply_edit(small.params, {path: change}))
+
+
+def _scored(n):
+  contexts = _questions(n)
+  return [
+    ScoreRequest(context=c, continuations=(_ids('yes'),), shared=32)
+    for c in contexts
+  ] + [PACKED]
+
+
+@pytest.mark.parametrize('max_bytes', [10**9, 8000, 0])
+def test_kept_activations_change_no_score(
+  small, state, edited_above, predictor, max_bytes
+):
+  names = collections.Counter()
+  reusing = LlamaPredictor(
+    small.config,
+    small.tokenizer,
+    activations=Activations(1, max_bytes),
+    on_trace=lambda name: names.update([name]),
+  )
+  first = _score(reusing, state, _scored(5))
+  traced = dict(names)
+  calls = []
+  lower = reusing._scorer._score_lower
+  reusing._scorer._score_lower = lambda *args: calls.append(1) or lower(*args)
+  for found_in in (edited_above, state):
+    for a, b in zip(
+      _score(reusing, found_in, _scored(5)),
+      _score(predictor, found_in, _scored(5)),
+      strict=True,
+    ):
+      _assert_same_score(a, b)
+  # To the bit: what was kept is what was computed.
+  again = _score(reusing, state, _scored(5))
+  for a, b in zip(first, again, strict=True):
+    for x, y in zip(a.logprobs, b.logprobs, strict=True):
+      np.testing.assert_array_equal(x, y)
+  assert dict(names) == traced
+  assert bool(calls) == (max_bytes < 10**9)
+
+
+def test_other_weights_below_find_nothing(small, state, edited, predictor):
+  """An edit below the layer: nothing kept is of use."""
+  reusing = LlamaPredictor(
+    small.config, small.tokenizer, activations=Activations(1, 10**9)
+  )
+  for found_in in (state, edited, state):
+    for a, b in zip(
+      _score(reusing, found_in, _scored(5)),
+      _score(predictor, found_in, _scored(5)),
+      strict=True,
+    ):
+      _assert_same_score(a, b)
 
 
 # Compilation and interventions

@@ -1,5 +1,6 @@
 """Log-likelihoods: one row a request, its context computed once."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax.engines.forward import Forward
+from me_jax.engines.prefix import Prefix
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
 from me_jax.typing import ModelState, ScoreRequest, ScoreResult
@@ -17,6 +19,7 @@ _LOGIT_ROWS = 256  # positions whose V logits are held at once
 class Packed(NamedTuple):
   """A context and its continuations in one row, a tree of depth one.
 
+  Of the context only what is not shared with other requests.
   Each continuation (branch 1, 2, ...) sees the context (branch 0) and itself.
   Its last token predicts nothing, so it is not fed. `slots` say where the
   token `targets[j]` is predicted.
@@ -33,7 +36,8 @@ def pack(request: ScoreRequest) -> Packed:
   """The row of a request.
 
   Raises:
-    ValueError: The context or a continuation is empty.
+    ValueError: The context or a continuation is empty, or all of the context
+      or a part to be scored is shared.
   """
   context = list(request.context)
   if not context or not all(request.continuations):
@@ -42,8 +46,15 @@ def pack(request: ScoreRequest) -> Packed:
       f'each, got {len(context)} and '
       f'{[len(c) for c in request.continuations]}.'
     )
-  n = len(context)
-  row = Packed(context, list(range(n)), [0] * n, [], [])
+  n, shared = len(context), request.shared
+  if shared >= n or (shared and request.score_context):
+    raise ValueError(
+      f'A ScoreRequest may share less than its {n} tokens of context, and '
+      f'none if it scores them; got shared={shared}, '
+      f'score_context={request.score_context}.'
+    )
+  own = n - shared
+  row = Packed(context[shared:], list(range(shared, n)), [0] * own, [], [])
   if request.score_context:
     row.slots.extend(range(n - 1))
     row.targets.extend(context[1:])
@@ -52,7 +63,7 @@ def pack(request: ScoreRequest) -> Packed:
     row.ids.extend(tokens[:-1])
     row.positions.extend(range(n, n + fed))
     row.branches.extend([branch] * fed)
-    row.slots.extend([n - 1, *range(first, first + fed)])
+    row.slots.extend([own - 1, *range(first, first + fed)])
     row.targets.extend(tokens)
   return row
 
@@ -72,20 +83,31 @@ def unpack(
     logprobs=tuple(logprobs[p] for p in pieces),
     greedy=tuple(greedy[p] for p in pieces),
     context_logprobs=context_logprobs,
+    context_length=len(request.context),
   )
 
 
-def stack(rows: list[list[int]], size: int, width: int) -> np.ndarray:
-  """int32 [size, width], zeros where there is nothing."""
-  out = np.zeros((size, width), np.int32)
-  for i, row in enumerate(rows):
-    out[i, : len(row)] = row
-  return out
+def stack(
+  rows: Sequence[Packed], size: int, length: int, queries: int
+) -> tuple[np.ndarray, ...]:
+  """The arrays of `score`: lengths [size], then those of `Packed` as int32
+  [size, length] or [size, queries], zeros where there is nothing."""
+  lengths = np.zeros(size, np.int32)
+  lengths[: len(rows)] = [len(row.ids) for row in rows]
+  widths = Packed(length, length, length, queries, queries)
+  arrays = []
+  for name, width in widths._asdict().items():
+    array = np.zeros((size, width), np.int32)
+    for i, row in enumerate(rows):
+      array[i, : len(getattr(row, name))] = getattr(row, name)
+    arrays.append(array)
+  return lengths, *arrays
 
 
-def score_batch(
+def score(
   forward: Forward,
   state: ModelState,
+  prefix: Prefix | None,
   lengths: jax.Array,
   ids: jax.Array,
   positions: jax.Array,
@@ -93,10 +115,24 @@ def score_batch(
   slots: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """`token_logprobs` of stacked rows; arrays [B, T] and [B, Q] as in
-  `Packed`, lengths [B]."""
-  config = forward.config
-  order = jnp.arange(ids.shape[1])
+  """`token_logprobs` of stacked rows, all of which follow `prefix`; arrays
+  [B, T] and [B, Q] as in `Packed`, lengths [B]."""
+  x = forward.embed(state, ids)
+  x = score_layers(forward, state, prefix, x, lengths, positions, branches)
+  return read_scores(forward, state, x, slots, targets)
+
+
+def score_layers(
+  forward: Forward,
+  state: ModelState,
+  prefix: Prefix | None,
+  x: jax.Array,
+  lengths: jax.Array,
+  positions: jax.Array,
+  branches: jax.Array,
+) -> jax.Array:
+  """Stacked rows [B, T, D] through the layers of `forward`."""
+  order = jnp.arange(x.shape[1])
   real = order < lengths[:, None]
   mask = (
     real[:, None, :]
@@ -106,9 +142,27 @@ def score_batch(
       | (branches[:, None, :] == branches[:, :, None])
     )
   )
-  x = forward(state, ids, positions=positions, mask=mask).x
+  if prefix is not None:
+    mask = jnp.concatenate([prefix.mask(*x.shape[:2]), mask], axis=-1)
+  return forward(
+    state,
+    x,
+    positions=positions,
+    mask=mask,
+    prefix=prefix.cache if prefix else None,
+  ).x
+
+
+def read_scores(
+  forward: Forward,
+  state: ModelState,
+  x: jax.Array,
+  slots: jax.Array,
+  targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """`token_logprobs` at the slots of rows that left the last layer."""
   x = jnp.take_along_axis(x, slots[..., None], axis=1)
-  return token_logprobs(config, state.params, x, targets)
+  return token_logprobs(forward.config, state.params, x, targets)
 
 
 def token_logprobs(

@@ -18,7 +18,8 @@ from me_jax.models import sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Interventions, Params, Site, Taps
 
-# Keys and values of earlier tokens, by layer name: two [B, S, K, H].
+# Keys and values of earlier tokens, by layer name: two [B, S, K, H], or
+# [P, K, H] where all rows have them in common.
 Cache = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -36,7 +37,7 @@ class Attention(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache, cache_index, intervene):
+  def __call__(self, x, positions, mask, cache, cache_index, prefix, intervene):
     c = self.config
     dense = functools.partial(
       nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype)
@@ -55,7 +56,12 @@ class Attention(nn.Module):
 
     groups = c.num_heads // c.num_kv_heads
     q = q.reshape(*q.shape[:2], c.num_kv_heads, groups, c.head_dim)
-    scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k) / c.head_dim**0.5
+    scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k)
+    if prefix is not None:
+      # One product for all rows; the prefix is never copied into each.
+      shared = jnp.einsum('BTKGH,PKH->BKGTP', q, prefix[0])
+      scores = jnp.concatenate([shared, scores], axis=-1)
+    scores = scores / c.head_dim**0.5
     # The lowest finite number, not -inf: a row of padding, which attends to
     # nothing, must not become NaN and leak through 0 * NaN.
     scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), _LOWEST)
@@ -66,7 +72,11 @@ class Attention(nn.Module):
       probs.reshape(b, c.num_heads, t, s),
       scores.reshape(b, c.num_heads, t, s),
     ).reshape(probs.shape)
-    out = jnp.einsum('BKGTS,BSKH->BTKGH', probs.astype(v.dtype), v)
+    probs = probs.astype(v.dtype)
+    first = s - v.shape[1]
+    out = jnp.einsum('BKGTS,BSKH->BTKGH', probs[..., first:], v)
+    if prefix is not None:
+      out += jnp.einsum('BKGTP,PKH->BTKGH', probs[..., :first], prefix[1])
     out = dense(c.embed_dim, name='o_proj')(out.reshape(b, t, -1))
     return out, (k, v)
 
@@ -95,7 +105,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x, positions, mask, cache, cache_index, taps=(), interventions=None
+    self,
+    x,
+    positions,
+    mask,
+    cache,
+    cache_index,
+    prefix,
+    taps=(),
+    interventions=None,
   ):
     c = self.config
     norm = functools.partial(
@@ -116,6 +134,7 @@ class Block(nn.Module):
       mask,
       cache,
       cache_index,
+      prefix,
       intervene,
     )
     h = x + attn
@@ -156,6 +175,7 @@ def run_layers(
   stop: int | None = None,
   cache: Cache | None = None,
   cache_index: Int[Array, ''] | int = 0,
+  prefix: Cache | None = None,
   taps: tuple[Site, ...] = (),
   interventions: Interventions | None = None,
 ) -> LayersOutput:
@@ -167,12 +187,15 @@ def run_layers(
     x: Residual stream entering layer `start`.
     positions: Place of each token in its text, for the rotary embedding.
     mask: Which slots each token sees, itself included. Without a cache the
-      slots are the T tokens; with one, its S slots.
+      slots are the T tokens; with one, its S slots. Those of the prefix come
+      before them.
     start: First layer to run.
     stop: Layer to stop before; None for all.
     cache: Keys and values per layer. Those of the current tokens are written
       to slots [cache_index, cache_index + T) before attention looks at it.
     cache_index: First slot to write.
+    prefix: Keys and values of tokens that all rows begin with, P slots per
+      layer.
     taps: Sites to return.
     interventions: Functions that replace a site's content.
 
@@ -199,6 +222,7 @@ def run_layers(
         mask,
         cache[name] if cache else None,
         cache_index,
+        prefix[name] if prefix else None,
         sites.at_layer(taps, i),
         **({'interventions': functions} if functions else {}),
       )
@@ -236,8 +260,9 @@ def empty_cache(
 ) -> Cache:
   """Zeroed keys and values for layers [start, num_layers)."""
   shape = (batch, slots, config.num_kv_heads, config.head_dim)
-  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
-  return {str(i): (zeros, zeros) for i in range(start, config.num_layers)}
+  # Arrays of their own, so that each can be donated.
+  zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
+  return {str(i): (zeros(), zeros()) for i in range(start, config.num_layers)}
 
 
 def _run_block(
@@ -248,6 +273,7 @@ def _run_block(
   mask: jax.Array,
   cache: tuple[jax.Array, jax.Array] | None,
   cache_index: Any,
+  prefix: tuple[jax.Array, jax.Array] | None,
   taps: tuple[str, ...],
   interventions: Mapping[str, Any] | None = None,
 ):
@@ -258,12 +284,13 @@ def _run_block(
     mask,
     cache,
     cache_index,
+    prefix,
     taps,
     interventions,
   )
 
 
-_run_block_jit = jax.jit(_run_block, static_argnums=(0, 7))
+_run_block_jit = jax.jit(_run_block, static_argnums=(0, 8))
 # A float32 model is float32 on accelerators, too, which round the factors of a
 # product to less unless told otherwise. Products of bfloat16 stay as they are.
 _FULL_PRECISION = functools.partial(jax.default_matmul_precision, 'highest')

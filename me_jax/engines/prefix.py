@@ -1,0 +1,70 @@
+"""The keys and values of tokens that many prompts begin with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from me_jax.engines.forward import Forward
+from me_jax.models import llama
+from me_jax.typing import ModelState
+
+
+class Prefix(NamedTuple):
+  """P slots, of which the first `length` are filled. A pytree.
+
+  Attributes:
+    cache: Per layer two [P, K, H].
+    length: int32 [].
+  """
+
+  cache: llama.Cache
+  length: jax.Array
+
+  def mask(self, batch: int, queries: int) -> jax.Array:
+    """Every token of the batch sees the whole prefix: [B, T, P]."""
+    slots = next(iter(self.cache.values()))[0].shape[0]
+    seen = jnp.arange(slots) < self.length
+    return jnp.broadcast_to(seen, (batch, queries, slots))
+
+
+def padded(ids: tuple[int, ...], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+  """Arguments of `prefix`: ids int32 [1, T] and their number."""
+  row = np.zeros((1, tokens), np.int32)
+  row[0, : len(ids)] = ids
+  return row, np.asarray(len(ids), np.int32)
+
+
+def prefix(
+  forward: Forward,
+  state: ModelState,
+  ids: jax.Array,
+  length: jax.Array,
+  slots: int,
+) -> Prefix:
+  """The prefix of `padded` ids under a model state, in so many slots."""
+  x = forward.embed(state, ids)
+  return prefix_layers(forward, state, x, length, slots)[1]
+
+
+def prefix_layers(
+  forward: Forward,
+  state: ModelState,
+  x: jax.Array,
+  length: jax.Array,
+  slots: int,
+) -> tuple[jax.Array, Prefix]:
+  """The prefix in the layers of `forward`, from what enters them, [1, T, D],
+  and what leaves them."""
+  positions = jnp.arange(x.shape[1])[None]
+  output = forward(
+    state,
+    x,
+    positions=positions,
+    mask=llama.causal_mask(positions, positions, positions < length),
+  )
+  # Empty slots are free to attention, nearly, and not to the layers.
+  pad = lambda a: jnp.pad(a[0], ((0, slots - a.shape[1]), (0, 0), (0, 0)))
+  cache = {name: (pad(k), pad(v)) for name, (k, v) in output.cache.items()}
+  return output.x, Prefix(cache, length)

@@ -1,0 +1,162 @@
+"""Prompts through the rows of a decoding batch, as rows become free."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from me_jax.engines import decoding
+from me_jax.typing import GenerateRequest, GenerateResult, Tokenizer
+
+_DECIDE_EVERY = 4  # decode steps between two looks at `decided`
+_LOOK_EVERY = 16  # where no request has one
+
+
+class DeviceFunctions(NamedTuple):
+  """Jitted functions of `decoding`, bound to a model state and a prefix.
+
+  Attributes:
+    prefill: From ids [G, T] and lengths [G] to `Prompts`.
+    insert: See `decoding.insert`.
+    decode: From `Rows` and a number of steps to `Rows`.
+    empty_rows: From B, T and N to `Rows`.
+  """
+
+  prefill: Callable[[np.ndarray, np.ndarray], decoding.Prompts]
+  insert: Callable[..., decoding.Rows]
+  decode: Callable[[decoding.Rows, int], decoding.Rows]
+  empty_rows: Callable[[int, int, int], decoding.Rows]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Stream:
+  """Answers requests that share a prefix and the shape of a batch.
+
+  Attributes:
+    device: What runs there.
+    tokenizer: The model's.
+    batch: B, rows that decode together.
+    slots: T, the longest prompt behind the prefix.
+    new: N, the longest answer.
+    prefill_shape: From the number of prompts and the longest of them to the
+      shape [G, T] in which they are put through the model.
+    refill: Free rows take the next prompts while others go on; else a batch
+      is decoded to its end before the next begins.
+  """
+
+  device: DeviceFunctions
+  tokenizer: Tokenizer
+  batch: int
+  slots: int
+  new: int
+  prefill_shape: Callable[[int, int], tuple[int, int]]
+  refill: bool
+
+  def __call__(
+    self, requests: Sequence[tuple[int, GenerateRequest]]
+  ) -> Iterator[tuple[int, GenerateResult]]:
+    """Results with their indices, as they are ready."""
+    decides = any(request.decided for _, request in requests)
+    steps = _DECIDE_EVERY if decides else _LOOK_EVERY
+    waiting = deque(sorted(requests, key=lambda r: (-_own_length(r[1]), r[0])))
+    rows = None
+    running: dict[int, _Answer] = {}
+    while waiting or running:
+      free = [row for row in range(self.batch) if row not in running]
+      enough = self.batch if not self.refill else max(1, self.batch // 4)
+      if waiting and (not running or len(free) >= min(enough, len(waiting))):
+        if rows is None:
+          rows = self.device.empty_rows(self.batch, self.slots, self.new)
+        rows = yield from self._begin(rows, waiting, free, running)
+        continue
+      rows = self.device.decode(rows, steps)
+      tokens, counts, stops = jax.device_get(
+        (rows.tokens, rows.count, rows.stop)
+      )
+      for row, answer in list(running.items()):
+        answer.tokens = tokens[row, : counts[row]]
+        result = answer.result(int(stops[row]))
+        if result is not None:
+          yield answer.index, result
+          del running[row]
+
+  def _begin(self, rows, waiting, free, running):
+    """Puts the next prompts into free rows, unless their first token ends
+    them; returns the rows."""
+    length = _own_length(waiting[0][1])
+    size, slots = self.prefill_shape(min(len(free), len(waiting)), length)
+    taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+    taken, later = taken[: len(free)], taken[len(free) :]
+    waiting.extendleft(reversed(later))
+    ids = np.zeros((size, slots), np.int32)
+    lengths = np.zeros(size, np.int32)
+    for place, (_, request) in enumerate(taken):
+      own = request.prompt[request.shared :]
+      ids[place, slots - len(own) :] = own
+      lengths[place] = len(own)
+    prompts = self.device.prefill(ids, lengths)
+    tokens, stops = jax.device_get((prompts.token, prompts.stop))
+    places = np.full(size, self.batch, np.int32)
+    limits = np.zeros(size, np.int32)
+    for place, (index, request) in enumerate(taken):
+      stop = int(stops[place])
+      answer = _Answer(index, request, self.tokenizer)
+      if not stop:
+        answer.tokens = tokens[place : place + 1][: request.max_new_tokens]
+        if request.max_new_tokens <= 1:
+          stop = decoding.LENGTH
+      result = answer.result(stop)
+      if result is not None:
+        yield index, result
+        continue
+      row = free.pop()
+      running[row] = answer
+      places[place], limits[place] = row, request.max_new_tokens
+    if (places < self.batch).any():
+      rows = self.device.insert(rows, prompts, places, limits)
+    return rows
+
+
+class _Answer:
+  """The answer to one request, as far as it got."""
+
+  def __init__(
+    self, index: int, request: GenerateRequest, tokenizer: Tokenizer
+  ):
+    self.index = index
+    self.tokens = np.zeros(0, np.int32)
+    self._decided = request.decided
+    self._tokenizer = tokenizer
+    self._looked_at = 0  # tokens with which it was not decided yet
+
+  def result(self, stop: int) -> GenerateResult | None:
+    """The finished answer, or None if it goes on.
+
+    Which token decides it does not depend on how many came at once.
+    """
+    if self._decided and len(self.tokens) > self._looked_at:
+      if self._is_decided(len(self.tokens)):
+        count = self._looked_at + 1
+        while not self._is_decided(count):
+          count += 1
+        self.tokens, stop = self.tokens[:count], decoding.DECIDED
+      self._looked_at = len(self.tokens)
+    if not stop:
+      return None
+    return GenerateResult(
+      tokens=self.tokens.copy(),
+      text=self._tokenizer.decode(self.tokens.tolist()),
+      stop_reason=decoding.STOP_REASONS[stop],
+    )
+
+  def _is_decided(self, count: int) -> bool:
+    text = self._tokenizer.decode(self.tokens[:count].tolist())
+    # The last token may end inside a character.
+    return self._decided(text.rstrip('\ufffd'))
+
+
+def _own_length(request: GenerateRequest) -> int:
+  return len(request.prompt) - request.shared
