@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from launch import evaluation
 from me_jax import sequential
 from me_jax.config import RunConfig
 from me_jax.data.request import EditRequest
 from me_jax.data.sources import DataSources
 from me_jax.evals.registry import make_task
 from me_jax.evals.subset import subset
+from me_jax.evals.task import TaskContext
 from me_jax.models import load
 from me_jax.typing import GenerateRequest
 
@@ -26,8 +28,14 @@ def describe(
     '  task                    items   prompt tokens   generated at most',
   ]
   tokenizer = load.load_tokenizer(config.model.name, path=config.model.path)
+  context = TaskContext(
+    sources=sources,
+    tokenizer=tokenizer,
+    settings=config.evals,
+    is_chat=evaluation.is_chat(config.model.name, config.evals),
+  )
   for name in config.tasks:
-    task = make_task(name, tokenizer, sources)
+    task = make_task(name, context)
     items = subset(task.items(), config.limit or None, config.seed)
     prompt = new = 0
     for item in items:

@@ -9,7 +9,6 @@ same command again resumes. See the README for what a run prints and keeps.
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import sys
@@ -19,7 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import command_line, log, plan
+from launch import cache, command_line, evaluation, log, plan
 from me_jax import files, generation, report, sequential
 from me_jax.config import RunConfig
 from me_jax.data import facts, sample
@@ -31,7 +30,7 @@ from me_jax.edits import (
   templates,
 )
 from me_jax.edits.second_moment_factor import Factor, load_factor
-from me_jax.evals.registry import make_task
+from me_jax.engines.lower_layers import Activations
 from me_jax.evals.task import fingerprint
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
@@ -65,6 +64,11 @@ _SECOND_MOMENTS = flags.DEFINE_string(
   'The --directory of launch.second_moment; what it holds must be what '
   'config.second_moment describes. Else they are collected into --cache_dir.',
 )
+_ALLOW_CODE_EXECUTION = flags.DEFINE_bool(
+  'allow_code_execution',
+  False,
+  'Programs that the model writes (MBPP) may be run, in a sandbox.',
+)
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print what would be done: states, items, tokens.'
 )
@@ -76,14 +80,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   config: RunConfig = _CONFIG.value
-  cache = pathlib.Path(
-    _CACHE_DIR.value or os.environ.get('ME_JAX_CACHE') or '~/.cache/me_jax'
-  ).expanduser()
-  jax.config.update('jax_compilation_cache_dir', str(cache / 'xla'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  directory = cache.open_cache(_CACHE_DIR.value)
   log.show_warnings()
   try:
-    run(config, cache)
+    run(config, directory)
   except jax.errors.JaxRuntimeError as e:
     sys.exit(
       f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
@@ -95,14 +95,11 @@ def main(argv: list[str]) -> None:
     sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
 
 
-def run(config: RunConfig, cache: pathlib.Path) -> None:
+def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
   """Everything between the flags and the report."""
   start = time.monotonic()
   sequential.eval_steps(config)
-  sources = DataSources(
-    data_root=_path(_DATA_ROOT.value),
-    env_root=_path(os.environ.get('ME_JAX_DATA')),
-  )
+  sources = evaluation.sources(_DATA_ROOT.value)
   pool = facts.load_facts(config.facts.name, sources, config.facts.target)
   drawn = facts.draw(
     pool,
@@ -124,7 +121,14 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
     flush=True,
   )
   # What is missing or does not belong here is found before the slow work.
-  tasks = [make_task(t, model.tokenizer, sources) for t in config.tasks]
+  tasks = evaluation.make_tasks(
+    config.tasks,
+    model=config.model.name,
+    tokenizer=model.tokenizer,
+    data=sources,
+    settings=config.evals,
+    allow_code_execution=_ALLOW_CODE_EXECUTION.value,
+  )
   identity = {
     'config': dataclasses.asdict(config),
     'weights': model.fingerprint,
@@ -133,7 +137,7 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
     'tasks': {task.name: fingerprint(task) for task in tasks},
   }
   workdir.check(identity)
-  factors, moments = _factors(config, model, sources, cache)
+  factors, moments = _factors(config, model, sources, cache_dir)
   context_templates = _templates(config, model, workdir)
   workdir.claim(
     identity
@@ -162,7 +166,7 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
   )
 
   def write_report(rows):
-    text = report.report(rows, sequential.EDIT_TASK)
+    text = report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
     files.write_atomic(workdir.report, text)
 
   sequential.run(
@@ -172,7 +176,16 @@ def run(config: RunConfig, cache: pathlib.Path) -> None:
       model=model,
       editor=editor,
       predictor=generation.LlamaPredictor(
-        model.config, model.tokenizer, interventions=editor.interventions
+        model.config,
+        model.tokenizer,
+        interventions=editor.interventions,
+        refill=config.evals.refill,
+        activations=Activations(
+          registry.first_edited_layer(config.method),
+          int(config.evals.lower_layers_gb * 1e9),
+        )
+        if config.evals.lower_layers_gb
+        else None,
       ),
       requests=drawn.requests,
       tasks=tasks,
@@ -192,7 +205,7 @@ def _factors(
   config: RunConfig,
   model: LanguageModel,
   sources: DataSources,
-  cache: pathlib.Path,
+  cache_dir: pathlib.Path,
 ) -> tuple[dict[int, Factor], dict[str, str]]:
   """Cholesky factors by layer, and the hashes of what they are factors of."""
   layers = registry.second_moment_layers(config.method)
@@ -201,7 +214,8 @@ def _factors(
   wanted = config.second_moment
   name = files.short_hash([model.fingerprint, dataclasses.asdict(wanted)])
   directory = pathlib.Path(
-    _SECOND_MOMENTS.value or cache / 'second_moments' / f'{model.name}-{name}'
+    _SECOND_MOMENTS.value
+    or cache_dir / 'second_moments' / f'{model.name}-{name}'
   )
   moments = second_moment_ensure.ensure(
     model,
@@ -250,10 +264,6 @@ def _templates(
   text = json.dumps(drawn, indent=2, ensure_ascii=False)
   files.write_atomic(workdir.templates, text + '\n')
   return drawn
-
-
-def _path(value: str | None) -> pathlib.Path | None:
-  return pathlib.Path(value) if value else None
 
 
 if __name__ == '__main__':

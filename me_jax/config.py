@@ -58,12 +58,7 @@ class RomeConfig:
   context_templates: tuple[str, ...] = ()
 
   def __post_init__(self):
-    variants = ('rome', 'r_rome', 'p_rome')
-    if self.variant not in variants:
-      raise ValueError(
-        f'method.variant must be one of {", ".join(variants)}, got '
-        f'{self.variant!r}.'
-      )
+    _one_of('method.variant', self.variant, ('rome', 'r_rome', 'p_rome'))
     _at_least('method.v_num_grad_steps', self.v_num_grad_steps, 1)
 
 
@@ -106,6 +101,47 @@ class FactsConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class EvalConfig:
+  """How benchmarks are put to a model, and which shortcuts are taken.
+
+  No shortcut changes a score; each can be turned off to see that.
+
+  Attributes:
+    profile: 'oc-2023-12' or 'oc-2024-01': whose prompts and scoring rules.
+    prompts: 'base', 'chat' (LLaMA-2's markup), or 'auto': what the preset of
+      the model says.
+    exemplars: Of CommonsenseQA: 'fixed' takes the first eight training
+      questions, 'file:PATH' those whose ids are listed there.
+    early_stop: An answer ends when no continuation can change its score.
+    one_forward: MMLU's four texts are ranked by the letter alone, where they
+      differ in nothing else.
+    shared_prefix: What prompts have in common is computed once.
+    refill: A row whose answer ended takes the next prompt at once.
+    lower_layers_gb: Host memory for what enters the first edited layer where
+      likelihoods are asked, which no edit changes; 0 computes it each time.
+  """
+
+  profile: str = 'oc-2023-12'
+  prompts: str = 'auto'
+  exemplars: str = 'fixed'
+  early_stop: bool = True
+  one_forward: bool = True
+  shared_prefix: bool = True
+  refill: bool = True
+  lower_layers_gb: float = 1.0
+
+  def __post_init__(self):
+    _one_of('evals.profile', self.profile, ('oc-2023-12', 'oc-2024-01'))
+    _one_of('evals.prompts', self.prompts, ('auto', 'base', 'chat'))
+    if self.exemplars != 'fixed' and not self.exemplars.startswith('file:'):
+      raise ValueError(
+        f"evals.exemplars must be 'fixed' or 'file:PATH', got "
+        f'{self.exemplars!r}.'
+      )
+    _at_least('evals.lower_layers_gb', self.lower_layers_gb, 0)
+
+
+@dataclasses.dataclass(kw_only=True)
 class RunConfig:
   """One sequential run: edits one after another, measured on the way.
 
@@ -118,6 +154,7 @@ class RunConfig:
     edit_batch_size: Facts written in one edit step.
     eval_steps: Numbers of edits after which everything is measured.
     tasks: Measures of general ability taken at those steps.
+    evals: How they are taken.
     limit: Items per task, a seeded nested subset; 0 for all.
     seed: Of templates, subsets and bootstrap intervals.
     stop_on_collapse: End the run when the edited model is beyond use:
@@ -132,6 +169,7 @@ class RunConfig:
   edit_batch_size: int = 1
   eval_steps: tuple[int, ...] = (0, 1, 10, 20, 100)
   tasks: tuple[str, ...] = ()
+  evals: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   limit: int = 0
   seed: int = 0
   stop_on_collapse: bool = False
@@ -183,6 +221,13 @@ def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
   return found
 
 
-def _at_least(name: str, value: int, smallest: int) -> None:
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ValueError(
+      f'{name} must be one of {", ".join(allowed)}, got {value!r}.'
+    )
+
+
+def _at_least(name: str, value: int | float, smallest: int) -> None:
   if value < smallest:
     raise ValueError(f'{name} must be at least {smallest}, got {value}.')

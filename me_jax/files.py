@@ -54,6 +54,11 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
     raise explained(e, path) from e
 
 
+def write_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+  """Replaces a file by one line per record; see `write_atomic`."""
+  write_atomic(path, _lines(records))
+
+
 def append_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
   """Appends one line per record and returns when they are on the disk.
 
@@ -62,9 +67,7 @@ def append_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
       Lines appended earlier stay intact.
   """
   path = pathlib.Path(path)
-  lines = ''.join(
-    json.dumps(r, ensure_ascii=False, allow_nan=False) + '\n' for r in records
-  )
+  lines = _lines(records)
   if not lines:
     return
   try:
@@ -108,6 +111,12 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
       )
     records.append(record)
   return records
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+  return ''.join(
+    json.dumps(r, ensure_ascii=False, allow_nan=False) + '\n' for r in records
+  )
 
 
 def explained(error: OSError, path: PathLike) -> OSError:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Collection
+from typing import NamedTuple
 
 from me_jax import files, trees
 from me_jax.checkpoints import Checkpoints
@@ -11,6 +12,24 @@ from me_jax.edits.edit import Edit, compose
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
 from me_jax.workdir import Workdir
+
+
+class EditedState(NamedTuple):
+  """A model out of a run.
+
+  Attributes:
+    model: With the edits applied.
+    edit_step: The last edit step in it, 0 for none.
+    num_edits: Facts written by then.
+    edit_batch_size: Facts of a step.
+    method: How.
+  """
+
+  model: LanguageModel
+  edit_step: int
+  num_edits: int
+  edit_batch_size: int
+  method: str
 
 
 def edited_model(
@@ -34,6 +53,18 @@ def edited_model(
       not those that the run began with.
     OSError: A process is at work there.
   """
+  state = edited_state(run, until=until, without=without, weights=weights)
+  return state.model
+
+
+def edited_state(
+  run: files.PathLike,
+  *,
+  until: int | None = None,
+  without: Collection[int] = (),
+  weights: str = '',
+) -> EditedState:
+  """`edited_model`, and what was done to it."""
   workdir = _open(run)
   identity = workdir.identity()
   checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
@@ -50,9 +81,18 @@ def edited_model(
   params = checkpoints.replay(
     base.params, until=max(steps, default=0), without=without
   )
+  facts = [len(checkpoints.load(step).record['requests']) for step in steps]
   checkpoints.close()
-  return dataclasses.replace(
+  model = dataclasses.replace(
     base, params=params, fingerprint=trees.fingerprint(params)
+  )
+  config = identity['config']
+  return EditedState(
+    model=model,
+    edit_step=max(steps, default=0),
+    num_edits=sum(facts),
+    edit_batch_size=config['edit_batch_size'],
+    method=config['method']['name'],
   )
 
 

@@ -1,8 +1,10 @@
 """A run's tables in the paper's layout, on the screen and in a file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from me_jax import results
+from me_jax.evals import comparison
+from me_jax.evals.task import Record
 
 _PREFIXES = (
   ('sequential', 'seq.'),
@@ -23,10 +25,19 @@ _SCORES = {
 }
 
 
-def report(rows: Sequence[results.Row], edit_task: str) -> str:
+def report(
+  rows: Sequence[results.Row],
+  edit_task: str,
+  scores: Mapping[int, Mapping[str, Sequence[Record]]],
+) -> str:
   """Markdown: general ability, then the facts, per number of edits.
 
   The first metric of a task is its headline; the others are in the rows.
+
+  Args:
+    rows: Of one run.
+    edit_task: The task that is about the facts.
+    scores: Score records by edit step and task.
   """
   if not rows:
     return 'Nothing was measured yet.\n'
@@ -37,13 +48,19 @@ def report(rows: Sequence[results.Row], edit_task: str) -> str:
       headlines.setdefault(row.task, row.metric)
   parts = [f'# {first.run}: {first.method} on {first.model}\n']
   if headlines:
-    columns = [(task, task, metric) for task, metric in headlines.items()]
+    counts = {(row.task, row.metric): row.n for row in rows}
+    columns = [
+      (f'{task} (n = {counts[task, metric]:,})', task, metric)
+      for task, metric in headlines.items()
+    ]
     parts += [
       "## General ability (as the paper's Table 1)\n",
       'Accuracies in per cent; `_ppl` is a perplexity, lower is better. In '
       'brackets the 95 % interval.\n',
       results.table(rows, columns),
     ]
+  if against := comparison.against_unedited(scores):
+    parts += ['## Change against the unedited model, same items\n', against]
   for title, names in _SECTIONS.items():
     for caption, suffix in _SCORES.items():
       columns = [
@@ -59,3 +76,27 @@ def report(rows: Sequence[results.Row], edit_task: str) -> str:
     'says it. Specificity: what is said that is true.\n',
   ]
   return '\n'.join(parts)
+
+
+def benchmarks(rows: Sequence[results.Row]) -> str:
+  """Markdown: one line per metric of each task and edit step.
+
+  Metrics of a part of the items, such as one subject, are in the rows only.
+  """
+  lines = [
+    '| task | edits | metric | value | 95 % interval | n |',
+    '|---|--:|---|--:|---|--:|',
+  ]
+  largest: dict[tuple[str, int], int] = {}
+  for row in rows:
+    largest.setdefault((row.task, row.num_edits), row.n)
+    if row.n < largest[row.task, row.num_edits]:
+      continue
+    interval = ''
+    if row.ci_low is not None and row.ci_high is not None:
+      interval = f'{row.ci_low:.1f} to {row.ci_high:.1f}'
+    lines.append(
+      f'| {row.task} | {row.num_edits} | {row.metric} | {row.value:.1f} | '
+      f'{interval} | {row.n:,} |'
+    )
+  return '\n'.join(lines) + '\n'

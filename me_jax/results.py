@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from me_jax import files
+from me_jax.evals.task import Metric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,37 @@ class Row:
   state: str = ''
 
 
+def rows(
+  metrics: Sequence[Metric],
+  *,
+  run: str,
+  method: str,
+  model: str,
+  edit_step: int,
+  num_edits: int,
+  task: str,
+  state: str,
+) -> list[Row]:
+  """The rows of one task on one model state."""
+  return [
+    Row(
+      run=run,
+      method=method,
+      model=model,
+      edit_step=edit_step,
+      num_edits=num_edits,
+      task=task,
+      metric=metric.name,
+      value=metric.value,
+      n=metric.n,
+      ci_low=metric.ci_low,
+      ci_high=metric.ci_high,
+      state=state,
+    )
+    for metric in metrics
+  ]
+
+
 _NUMBERS = ('value', 'ci_low', 'ci_high')
 
 
@@ -68,6 +100,13 @@ def read_rows(path: files.PathLike) -> list[Row]:
 def append_rows(path: files.PathLike, rows: Sequence[Row]) -> None:
   """Appends rows; a number that JSON cannot hold becomes 'inf' or 'nan'."""
   files.append_jsonl(path, map(_to_json, rows))
+
+
+def replace_rows(path: files.PathLike, rows: Sequence[Row]) -> None:
+  """Writes rows in the place of those of the same task and edit step."""
+  new = {(row.edit_step, row.task) for row in rows}
+  kept = [r for r in read_rows(path) if (r.edit_step, r.task) not in new]
+  files.write_jsonl(path, map(_to_json, [*kept, *rows]))
 
 
 def _to_json(row: Row) -> dict[str, Any]:

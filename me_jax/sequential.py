@@ -202,6 +202,16 @@ class _Measurements:
     self._facts_after = [
       min(step * size, len(job.requests)) for step in range(num_steps + 1)
     ]
+    # Prompts are made once for all states.
+    self._selections = [
+      runner.select(
+        task,
+        limit=job.config.limit or None,
+        seed=job.config.seed,
+        shares_prefixes=job.config.evals.shared_prefix,
+      )
+      for task in job.tasks
+    ]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
     self._states: dict[int, set[str]] = {}
     for number, record in enumerate(files.read_jsonl(job.workdir.triangle), 1):
@@ -284,28 +294,29 @@ class _Measurements:
         f'{workdir.path} holds scores of another model after edit step {step} '
         f'({stored[:12]}, this one is {fingerprint[:12]}): its edits were made '
         f'again and differ. Delete {workdir.triangle.name}, '
-        f'{workdir.results.name} and samples/ to have all measured again.'
+        f'{workdir.results.name}, samples/ and scores/ to have all '
+        'measured again.'
       )
 
   def _tasks(self, step: int, state: ModelState, fingerprint: str) -> None:
     """Every task after `step`."""
     job = self._job
-    for task in job.tasks:
-      if (step, task.name) in self._written:
+    for selection in self._selections:
+      name = selection.task.name
+      if (step, name) in self._written:
         continue
       metrics = runner.evaluate(
-        task,
+        selection,
         job.predictor,
         state,
         state_fingerprint=fingerprint,
-        path=job.workdir.samples(task.name, step),
-        limit=job.config.limit or None,
-        seed=job.config.seed,
+        path=job.workdir.samples(name, step),
+        scores_path=job.workdir.scores(name, step),
         progress=functools.partial(
-          Progress, what=f'step {step}, {task.name}', unit='items'
+          Progress, what=f'step {step}, {name}', unit='items'
         ),
       )
-      self._write(step, fingerprint, task.name, metrics)
+      self._write(step, fingerprint, name, metrics)
 
   def _write(
     self, step: int, fingerprint: str, task: str, metrics: Sequence[Metric]
@@ -315,23 +326,15 @@ class _Measurements:
     there = {
       r.metric for r in self._rows if (r.edit_step, r.task) == (step, task)
     }
-    rows = [
-      results.Row(
-        run=job.workdir.path.name,
-        method=job.config.method.name,
-        model=job.config.model.name,
-        edit_step=step,
-        num_edits=self._facts_after[step],
-        task=task,
-        metric=metric.name,
-        value=metric.value,
-        n=metric.n,
-        ci_low=metric.ci_low,
-        ci_high=metric.ci_high,
-        state=fingerprint,
-      )
-      for metric in metrics
-      if metric.name not in there
-    ]
+    rows = results.rows(
+      [metric for metric in metrics if metric.name not in there],
+      run=job.workdir.path.name,
+      method=job.config.method.name,
+      model=job.config.model.name,
+      edit_step=step,
+      num_edits=self._facts_after[step],
+      task=task,
+      state=fingerprint,
+    )
     results.append_rows(job.workdir.results, rows)
     self._rows.extend(rows)

@@ -18,7 +18,8 @@ class Workdir:
   | `facts.jsonl`              | the requests, in the order of the edits      |
   | `context_templates.json`   | what was drawn before the first edit         |
   | `checkpoints/`             | one delta per edit step                      |
-  | `samples/TASK/STEP.jsonl`  | one record per item                          |
+  | `samples/TASK/STEP.jsonl`  | the model's answer to each item              |
+  | `scores/TASK/STEP.jsonl`   | what was read off each answer                |
   | `triangle.jsonl`           | scores of fact s after edit step t           |
   | `results.jsonl`            | one row per metric                           |
   | `report.md`                | tables                                       |
@@ -79,6 +80,18 @@ class Workdir:
   def samples(self, task: str, step: int) -> pathlib.Path:
     """The log of one task on the model after `step` edit steps."""
     return self.path / 'samples' / task / f'{step:06d}.jsonl'
+
+  def scores(self, task: str, step: int) -> pathlib.Path:
+    """The scores of what `samples` holds."""
+    return self.path / 'scores' / task / f'{step:06d}.jsonl'
+
+  def all_scores(self) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """The records of all `scores` by edit step and task."""
+    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted(self.path.glob('scores/*/[0-9]*.jsonl')):
+      by_task = found.setdefault(int(path.stem), {})
+      by_task[path.parent.name] = files.read_jsonl(path)
+    return found
 
   def identity(self) -> dict[str, Any]:
     """What `claim` wrote down: all that the run's numbers depend on.

@@ -1,12 +1,14 @@
+import hashlib
 import json
 
 import numpy as np
 import pytest
-from evals_fakes import CharTokenizer, folder
+from evals_fakes import CharTokenizer, folder, sample_of, task_context
 
-from me_jax.evals import commonsenseqa, commonsenseqa_cloze, letters
+from me_jax.evals import commonsenseqa, commonsenseqa_exemplars
+from me_jax.evals.commonsenseqa_cloze import commonsenseqa_cloze
 from me_jax.generation import LlamaPredictor
-from me_jax.typing import GenerateResult, ModelState, ScoreResult
+from me_jax.typing import GenerateResult, ModelState
 
 
 def _record(i, **changes):
@@ -37,38 +39,53 @@ def sources(tmp_path):
   return folder(tmp_path)
 
 
+def _task(sources, tokenizer=None, **settings):
+  return commonsenseqa.commonsenseqa(
+    task_context(sources, tokenizer, **settings)
+  )
+
+
 def _generated(text, stop_reason='length'):
   return GenerateResult(
     tokens=np.zeros(len(text), np.int32), text=text, stop_reason=stop_reason
   )
 
 
-def _vectors(spec_dir):
-  return json.loads((spec_dir / 'benchmark_vectors.json').read_text())
+def _of_fields(fields, i):
+  """A line of the data file from the fields of a vector."""
+  choices = [{'label': x, 'text': fields[x]} for x in 'ABCDE']
+  return {
+    'id': f'v{i}',
+    'answerKey': fields['answerKey'],
+    'question': {'stem': fields['question'], 'choices': choices},
+  }
 
 
-def test_prompts_equal_the_vectors(spec_dir):
+@pytest.mark.parametrize('is_chat', [False, True])
+def test_prompts_equal_the_vectors(spec_dir, tmp_path, is_chat):
+  vectors = json.loads((spec_dir / 'benchmark_vectors.json').read_text())
+  model = 'chat' if is_chat else 'base'
   cases = [
     v
-    for v in _vectors(spec_dir)['prompts']
-    if v['task'] == 'commonsense_qa' and v['model'] == 'base'
+    for v in vectors['prompts']
+    if v['task'] == 'commonsense_qa' and v['model'] == model
   ]
   assert cases
   for case in cases:
     fields = case['fields']
-    text = commonsenseqa.prompt(fields['exemplars'], fields['test'])
-    assert text == case['prompt']
-
-
-def test_extraction_equals_the_vectors(spec_dir):
-  cases = _vectors(spec_dir)['first_capital']
-  assert cases
-  for text, expected in cases:
-    assert letters.first_capital(text) == expected
+    shots = [_of_fields(e, i) for i, e in enumerate(fields['exemplars'])]
+    _write(tmp_path, 'train', shots)
+    _write(tmp_path, 'dev', [_of_fields(fields['test'], 8)])
+    task = _task(folder(tmp_path), is_chat=is_chat)
+    [item] = task.items()
+    text = task.prompt(item, task.fewshot(item))
+    assert text == case['prompt'] and len(text) == case['chars']
+    assert hashlib.sha256(text.encode()).hexdigest() == case['sha256']
+    assert CharTokenizer().decode(task.request(item).prompt) == text
 
 
 def test_the_real_data(data_root):
-  task = commonsenseqa.CommonsenseQa(CharTokenizer(), folder(data_root))
+  task = _task(folder(data_root))
   items = task.items()
   assert len(items) == 1221
   text = CharTokenizer().decode(task.request(items[0]).prompt)
@@ -78,75 +95,109 @@ def test_the_real_data(data_root):
 
 def test_the_request_has_the_first_eight_exemplars(sources):
   tokenizer = CharTokenizer()
-  task = commonsenseqa.CommonsenseQa(tokenizer, sources)
+  task = _task(sources)
   item = task.items()[0]
   request = task.request(item)
   text = tokenizer.decode(request.prompt)
   assert text.startswith('Q0?\nA. a0\n')
   assert '\nE. e7\nAnswer:\nC\nQ20?\nA. a20' in text
+  assert 'Q8?' not in text
   assert request.max_new_tokens == 100
-  assert task.request(item) == request
+  assert task.request(item).prompt == request.prompt
 
 
-def test_early_stop_is_a_switch_and_waits_for_a_capital(sources):
-  on, off = (
-    commonsenseqa.CommonsenseQa(CharTokenizer(), sources, early_stop=value)
-    for value in (True, False)
-  )
+def test_exemplars_may_be_listed(sources, tmp_path):
+  path = tmp_path / 'nearest.json'
+  chosen = {f'id{i}': [f'id{9 - j}' for j in range(8)] for i in range(20, 23)}
+  commonsenseqa_exemplars.write(path, chosen)
+  task = _task(sources, exemplars=f'file:{path}')
+  fixed = _task(sources)
+  assert task.version == 'commonsenseqa_gen_c946f2'
+  assert fixed.version == 'commonsenseqa_gen_1da2d0'
+  item = task.items()[0]
+  text = task.prompt(item, task.fewshot(item))
+  places = [text.index(f'Q{i}?') for i in (*range(9, 1, -1), 20)]
+  assert places == sorted(places) and text.count('Answer:') == 9
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('{"id20": ["id0"]}', "'id20' has 1 exemplars, expected 8"),
+    ('{"id20": ["id77"]}', "'id77' is no id of the CommonsenseQA training"),
+    ('["id20"]', 'expected a JSON object'),
+    ('{', 'expected a JSON object'),
+  ],
+)
+def test_damaged_lists_of_exemplars_are_named(
+  sources, tmp_path, content, message
+):
+  path = tmp_path / 'nearest.json'
+  path.write_text(content)
+  task = _task(sources, exemplars=f'file:{path}')
+  with pytest.raises(ValueError, match=message) as info:
+    task.request(task.items()[0])
+  assert 'nearest.json' in str(info.value)
+
+
+def test_the_nearest_questions_by_an_embedding(sources):
+  """The embedding is the number of the question, as an angle."""
+
+  def embed(texts):
+    angles = [int(t.partition('?')[0][1:]) * 0.05 for t in texts]
+    return np.array([(7 * np.cos(a), 7 * np.sin(a)) for a in angles])
+
+  train = commonsenseqa.read_items(sources, 'train')
+  dev = commonsenseqa.read_items(sources, 'dev')
+  found = commonsenseqa_exemplars.nearest(embed, train, dev)
+  assert found == {item.id: [f'id{i}' for i in range(9, 1, -1)] for item in dev}
+
+
+def test_early_stop_is_a_switch_and_waits_for_a_lone_option(sources):
+  on, off = (_task(sources, early_stop=value) for value in (True, False))
   item = on.items()[0]
   assert off.request(item).decided is None
   decided = on.request(item).decided
-  assert [decided(t) for t in ('', '\n b', '\n b. C')] == [False, False, True]
-
-
-def test_a_decided_text_never_changes_its_answer():
-  rng = np.random.default_rng(0)
-  for _ in range(500):
-    text = ''.join(rng.choice(list('abAB \n选éÉ.')) for _ in range(12))
-    for end in range(13):
-      if commonsenseqa._decided(text[:end]):
-        answers = {letters.first_capital(text[:e]) for e in range(end, 13)}
-        assert answers == {letters.first_capital(text)}
+  texts = ('', '\n b', '\n T', '\n b. C', '\n b. C\n', 'The (C)')
+  assert [decided(t) for t in texts] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize(
   ('fits', 'missing', 'shots'), [(8, 0, 8), (8, 1, 7), (3, 0, 3), (3, 1, 2)]
 )
-def test_long_prompts_lose_exemplars_then_text(
-  sources, monkeypatch, fits, missing, shots
-):
+def test_long_prompts_lose_exemplars_then_text(sources, fits, missing, shots):
   """The window holds `fits` exemplars but for `missing` tokens.
 
   Dropping looks at the window, cutting leaves room for the output.
   """
-  tokenizer = CharTokenizer()
-  task = commonsenseqa.CommonsenseQa(tokenizer, sources)
+  task = _task(sources)
   item = task.items()[0]
-  train = [e.fields for e in commonsenseqa.read_items(sources, 'train')]
-  text = lambda n: commonsenseqa.prompt(train[:n], item.fields)
+  text = lambda n: task.prompt(item, task.fewshot(item)[:n])
   window = 1 + len(text(fits)) - missing
-  monkeypatch.setattr(commonsenseqa.prompts, 'WINDOW', window)
-  request = task.request(item)
+  request = _task(sources, window=window).request(item)
   room = min(window - 100 - 1, len(text(shots)))
   assert request.prompt[0] == 1
-  assert tokenizer.decode(request.prompt) == text(shots)[-room:]
+  assert CharTokenizer().decode(request.prompt) == text(shots)[-room:]
 
 
-def test_a_sample_reads_the_first_capital(sources):
-  task = commonsenseqa.CommonsenseQa(CharTokenizer(), sources)
+def test_a_sample_reads_the_first_capital_and_the_first_option(sources):
+  task = _task(sources)
   item = task.items()[0]
-  sample = task.sample(item, _generated('\nA. a20\nQ', 'decided'))
-  assert sample['resps'] == ['\nA. a20\nQ']
-  assert sample['filtered_resps'] == ['A'] and sample['target'] == 'A'
-  assert sample['correct'] and sample['stop_reason'] == 'decided'
-  assert not task.sample(item, _generated('The A'))['correct']
+  sample = sample_of(task, item, _generated('\nA. a20\nQ', 'decided'))
+  assert sample['resps'] == ['\nA. a20\nQ'] and sample['target'] == 'A'
+  assert sample['filtered_resps'] == {'oc': 'A', 'clean': 'A'}
+  assert sample['metrics'] == {'accuracy': 1, 'accuracy_clean': 1}
+  assert sample['stop_reason'] == 'decided'
+  sample = sample_of(task, item, _generated('The A'))
+  assert sample['filtered_resps'] == {'oc': 'T', 'clean': 'A'}
+  assert sample['metrics'] == {'accuracy': 0, 'accuracy_clean': 1}
 
 
 def test_aggregate_shows_empty_and_non_finite_outputs(sources):
-  task = commonsenseqa.CommonsenseQa(CharTokenizer(), sources)
+  task = _task(sources)
   item = task.items()[0]
   samples = [
-    task.sample(item, _generated(text, reason))
+    sample_of(task, item, _generated(text, reason))
     for text, reason in (
       ('A', 'eos'),
       ('B', 'eos'),
@@ -160,6 +211,7 @@ def test_aggregate_shows_empty_and_non_finite_outputs(sources):
   assert metrics[0].ci_low < 25 < metrics[0].ci_high
   assert values == {
     'accuracy': 25,
+    'accuracy_clean': 25,
     'predicted_A': 25,
     'predicted_B': 25,
     'predicted_C': 0,
@@ -181,68 +233,28 @@ def test_aggregate_shows_empty_and_non_finite_outputs(sources):
 )
 def test_damaged_records_are_named(sources, changes, message):
   _write(sources.data_root, 'dev', [_record(0), _record(1, **changes)])
-  task = commonsenseqa.CommonsenseQa(CharTokenizer(), sources)
   with pytest.raises(ValueError, match=message) as info:
-    task.items()
+    _task(sources).items()
   assert 'dev_rand_split.jsonl: record 1' in str(info.value)
 
 
 def test_too_few_exemplars_are_refused(sources):
   _write(sources.data_root, 'train', [_record(0)])
-  task = commonsenseqa.CommonsenseQa(CharTokenizer(), sources)
+  task = _task(sources)
   with pytest.raises(ValueError, match='at least 8 CommonsenseQA training'):
     task.request(task.items()[0])
 
 
 def test_cloze_continuations_are_the_choices(sources):
   tokenizer = CharTokenizer()
-  task = commonsenseqa_cloze.CommonsenseQaCloze(tokenizer, sources)
-  request = task.request(task.items()[0])
-  assert tokenizer.decode(request.context) == 'Question: Q20?\nAnswer: '
+  task = commonsenseqa_cloze(task_context(sources))
+  item = task.items()[0]
+  request = task.request(item)
+  assert tokenizer.decode(request.context) == 'Question: Q20?\nAnswer:'
   assert [tokenizer.decode(c) for c in request.continuations] == [
-    f'{letter}20' for letter in 'abcde'
+    f' {letter}20' for letter in 'abcde'
   ]
-
-
-def _scored(*logprobs):
-  return ScoreResult(
-    logprobs=tuple(np.array(lp, np.float32) for lp in logprobs),
-    greedy=tuple(np.zeros(len(lp), np.int32) for lp in logprobs),
-    context_logprobs=None,
-  )
-
-
-def test_cloze_has_three_readings(tmp_path):
-  record = _record(0)
-  for choice, text in zip(
-    record['question']['choices'],
-    ('ab', 'a' * 40, 'abc', 'abc', 'abc'),
-    strict=True,
-  ):
-    choice['text'] = text
-  _write(tmp_path, 'dev', [record])
-  task = commonsenseqa_cloze.CommonsenseQaCloze(
-    CharTokenizer(), folder(tmp_path)
-  )
-  result = _scored([-3.0], [-8.0], [-2.0, -2.0], [-9.0], [-9.0])
-  sample = task.sample(task.items()[0], result)
-  assert sample['resps'] == [-3.0, -8.0, -4.0, -9.0, -9.0]
-  assert sample['pred_sum'] == 'A'
-  assert sample['pred_per_token'] == 'C'
-  assert sample['filtered_resps'] == ['B'] and not sample['correct']
-  metrics = {m.name: m.value for m in task.aggregate([sample], complete=True)}
-  assert list(metrics)[0] == 'accuracy_per_char'
-  assert metrics['accuracy_per_char'] == 0
-  assert metrics['accuracy_sum'] == 100
-  assert metrics['accuracy_per_token'] == 0
-
-
-def test_cloze_counts_non_finite_scores(sources):
-  task = commonsenseqa_cloze.CommonsenseQaCloze(CharTokenizer(), sources)
-  result = _scored(*[[float('nan')]] * 5)
-  sample = task.sample(task.items()[1], result)
-  assert sample['filtered_resps'] == ['A'] and sample['nonfinite']
-  json.dumps(sample, allow_nan=False)
+  assert task.doc_to_target(item) == item.fields['answerKey'] == 'A'
 
 
 def test_early_stop_changes_no_answer(sources, tiny):
@@ -250,16 +262,16 @@ def test_early_stop_changes_no_answer(sources, tiny):
   predictor = LlamaPredictor(tiny.config, tiny.tokenizer)
   predictions, lengths = [], []
   for early_stop in (True, False):
-    task = commonsenseqa.CommonsenseQa(
-      tiny.tokenizer, sources, early_stop=early_stop
-    )
+    task = _task(sources, tiny.tokenizer, early_stop=early_stop)
     items = task.items()
     results = dict(
       predictor.generate(
         ModelState(params=tiny.params), [task.request(i) for i in items]
       )
     )
-    samples = [task.sample(item, results[i]) for i, item in enumerate(items)]
+    samples = [
+      sample_of(task, item, results[i]) for i, item in enumerate(items)
+    ]
     predictions.append([s['filtered_resps'] for s in samples])
     lengths.append(sum(s['n_tokens'] for s in samples))
   assert predictions[0] == predictions[1]

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 
+from me_jax.config import EvalConfig
 from me_jax.data.sources import DataSources
+from me_jax.evals.task import TaskContext
 from me_jax.typing import GenerateResult, ScoreResult
 
 
@@ -33,6 +36,26 @@ def folder(root):
   return DataSources(data_root=root, allow_hub=False)
 
 
+def task_context(
+  sources, tokenizer=None, *, is_chat=False, window=2048, **settings
+):
+  """What a task is made from."""
+  return TaskContext(
+    sources=sources,
+    tokenizer=tokenizer or CharTokenizer(),
+    settings=EvalConfig(**settings),
+    is_chat=is_chat,
+    window=window,
+  )
+
+
+def sample_of(task, item, result):
+  """What a log and its scores hold of one answer, after a way through JSON."""
+  answer = json.loads(json.dumps(task.answer(item, result), allow_nan=False))
+  score = json.loads(json.dumps(task.score(item, answer), allow_nan=False))
+  return {'doc_id': item.id, 'group': item.group, **answer, **score}
+
+
 class FakePredictor:
   """Pseudo-random answers that depend on the request alone.
 
@@ -42,20 +65,22 @@ class FakePredictor:
 
   def __init__(self, stop_after=None, text=None):
     self.asked = 0
+    self.answered = []
     self.batches = []
     self.stop_after = stop_after
     self.text = text
 
-  def _count(self):
+  def _count(self, request):
     if self.asked == self.stop_after:
       raise KeyboardInterrupt
     self.asked += 1
+    self.answered.append(request)
 
   def score(self, state, requests):
     self.batches.append(tuple(requests))
     for index in reversed(range(len(requests))):
-      self._count()
       request = requests[index]
+      self._count(request)
       pieces = [request.context[1:], *request.continuations]
       context, *rest = [_logprobs(piece) for piece in pieces]
       yield (
@@ -64,13 +89,14 @@ class FakePredictor:
           logprobs=tuple(rest),
           greedy=tuple(np.zeros(len(r), np.int32) for r in rest),
           context_logprobs=context if request.score_context else None,
+          context_length=len(request.context),
         ),
       )
 
   def generate(self, state, requests):
     self.batches.append(tuple(requests))
     for index in reversed(range(len(requests))):
-      self._count()
+      self._count(requests[index])
       digest = _digest(requests[index].prompt)
       text = f'\n{"ABCDE"[digest % 5]}\n' if self.text is None else self.text
       yield (

@@ -3,21 +3,27 @@ import math
 
 import numpy as np
 import pytest
-from evals_fakes import CharTokenizer, FakePredictor, folder
+from evals_fakes import (
+  CharTokenizer,
+  FakePredictor,
+  folder,
+  sample_of,
+  task_context,
+)
 
 from me_jax.evals import perplexity
 
 
 def _task(text, adds_bos=False):
-  tokenizer = CharTokenizer(adds_bos=adds_bos)
-  return perplexity.Perplexity('text', tokenizer, lambda: text)
+  context = task_context(folder(None), CharTokenizer(adds_bos=adds_bos))
+  return perplexity.Perplexity(name='text', context=context, read=lambda: text)
 
 
 def _samples(task):
   items = task.items()
   requests = [task.request(item) for item in items]
   results = dict(FakePredictor().score(None, requests))
-  return [task.sample(item, results[i]) for i, item in enumerate(items)]
+  return [sample_of(task, item, results[i]) for i, item in enumerate(items)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_ppl_is_per_token_over_all_windows():
 
 def test_a_non_finite_window_makes_the_value_infinite():
   samples = _samples(_task('x' * 600))
-  samples[1] = {**samples[1], 'resps': [None], 'nonfinite': True}
+  samples[1] = {**samples[1], 'resps': ['nan'], 'nonfinite': True}
   ppl, bad = _task('x').aggregate(samples, complete=True)
   assert ppl.value == math.inf and ppl.ci_low is None and bad.value == 1
 
@@ -72,14 +78,27 @@ def test_an_overflowing_exponential_is_infinite():
   assert ppl.value == math.inf and ppl.ci_high is None
 
 
-def test_a_sample_of_nan_is_plain_json():
+def test_a_sample_is_the_loss_of_its_window():
+  for sample in _samples(_task('x' * 700)):
+    [nll] = sample['resps']
+    assert sample['metrics'] == {'nll_per_token': nll / sample['n_tokens']}
+    assert sample['filtered_resps'] == {} and sample['target'] == ''
+
+
+@pytest.mark.parametrize(
+  ('value', 'name'), [(np.nan, 'nan'), (-np.inf, 'inf'), (np.inf, '-inf')]
+)
+def test_a_sample_that_is_not_finite_is_plain_json(value, name):
   task = _task('abc')
   (item,) = task.items()
   ((_, result),) = FakePredictor().score(None, [task.request(item)])
-  result.context_logprobs[0] = np.nan
-  sample = task.sample(item, result)
-  assert sample['nonfinite'] and sample['resps'] == [None]
+  result.context_logprobs[0] = value
+  sample = sample_of(task, item, result)
+  assert sample['nonfinite'] and sample['resps'] == [name]
+  assert sample['metrics'] == {'nll_per_token': name}
   json.dumps(sample, allow_nan=False)
+  ppl, bad = task.aggregate([sample], complete=True)
+  assert ppl.value == math.inf and bad.value == 1
 
 
 def test_a_text_without_a_second_token_is_refused():
@@ -88,7 +107,7 @@ def test_a_text_without_a_second_token_is_refused():
 
 
 def test_the_packaged_prose_has_several_windows(tmp_path):
-  task = perplexity.sample_ppl(CharTokenizer(), folder(tmp_path))
+  task = perplexity.sample_ppl(task_context(folder(tmp_path)))
   assert len(task.items()) > 4
 
 
@@ -96,6 +115,6 @@ def test_wikitext_is_read_as_it_is(tmp_path):
   (tmp_path / 'wikitext').mkdir()
   (tmp_path / 'wikitext' / 'wiki.test.raw').write_bytes(b' \n = A\r\n')
   tokenizer = CharTokenizer(adds_bos=False)
-  task = perplexity.wikitext_ppl(tokenizer, folder(tmp_path))
+  task = perplexity.wikitext_ppl(task_context(folder(tmp_path), tokenizer))
   (item,) = task.items()
   assert tokenizer.decode(item.fields['ids']) == ' \n = A\r\n'

@@ -1,18 +1,32 @@
 import contextlib
+import dataclasses
 import json
+import random
 
+import numpy as np
 import pytest
-from evals_fakes import CharTokenizer, FakePredictor, folder
+from evals_fakes import FakePredictor, folder, task_context
 
-from me_jax.evals import perplexity, runner
-from me_jax.evals.registry import TASKS, make_task
-from me_jax.evals.task import Metric, prompt_hash
-from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
+from me_jax.evals import letters, perplexity, runner
+from me_jax.evals.generation_task import GenerationTask
+from me_jax.evals.prompts import human
+from me_jax.evals.task import (
+  Item,
+  Metric,
+  decode_settings,
+  fingerprint,
+  prompt_hash,
+)
+from me_jax.typing import (
+  GenerateRequest,
+  GenerateResult,
+  ModelState,
+  ScoreRequest,
+)
 
 STATE = ModelState(params={})
-
-
 GROUP = 8
+N = 50
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +35,23 @@ def small_groups(monkeypatch):
 
 
 class Echo:
-  """Items are numbers; the answer's own likelihood is the score."""
+  """Items are windows of a text; the answer's own likelihood is the score, or
+  the letter that was written."""
 
   name = 'echo'
+  version = '1'
 
-  def __init__(self, mode='ppl', n=50, shift=0):
+  def __init__(self, mode='ppl', n=N, shift=0, max_new_tokens=3, decided=None):
     self.mode = mode
     self._text = perplexity.Perplexity(
-      'echo', CharTokenizer(), lambda: 'word ' * (100 * n)
+      name='echo',
+      context=task_context(folder(None)),
+      read=lambda: 'word ' * (103 * n),
     )
     self._n = n
     self._shift = shift
+    self._max_new_tokens = max_new_tokens
+    self._decided = decided
 
   def items(self):
     return self._text.items()[: self._n]
@@ -39,32 +59,60 @@ class Echo:
   def request(self, item):
     ids = tuple(i + self._shift + int(item.id) for i in item.fields['ids'])
     if self.mode == 'gen':
-      return GenerateRequest(prompt=ids, max_new_tokens=3)
+      return GenerateRequest(
+        prompt=ids, max_new_tokens=self._max_new_tokens, decided=self._decided
+      )
     return ScoreRequest(
       context=ids[:-1], continuations=(ids[-1:],), score_context=True
     )
 
-  def sample(self, item, result):
+  def answer(self, item, result):
     if self.mode == 'gen':
-      return {'resps': [len(result.text) + ord(result.text[1])]}
-    return self._text.sample(item, result)
+      return {'resps': [result.text], 'nonfinite': False}
+    if result.context_logprobs is None:
+      nothing = np.zeros(0, np.float32)
+      result = dataclasses.replace(result, context_logprobs=nothing)
+    return self._text.answer(item, result)
 
-  def aggregate(self, stored, *, complete):
+  def score(self, item, answer):
+    if self.mode == 'gen':
+      value = int(item.id) % 3 + ord(answer['resps'][0][1])
+      return {'filtered_resps': {}, 'metrics': {'sum': value}}
+    return self._text.score(item, answer)
+
+  def aggregate(self, samples, *, complete):
     self.was_complete = complete
     if self.mode == 'gen':
-      total = sum(s['resps'][0] for s in stored)
-      return [Metric(name='total', value=float(total), n=len(stored))]
-    return self._text.aggregate(stored, complete=complete)
+      total = sum(s['metrics']['sum'] for s in samples)
+      return [Metric(name='total', value=float(total), n=len(samples))]
+    return self._text.aggregate(samples, complete=complete)
 
 
-def _evaluate(task, predictor, path, fingerprint='theta0', **kwargs):
+def _places(path):
+  return {'path': path, 'scores_path': path.with_suffix('.scores')}
+
+
+def _evaluate(
+  task, predictor, path, weights='theta0', limit=None, shares=True, **kwargs
+):
+  selection = runner.select(task, limit=limit, shares_prefixes=shares)
   return runner.evaluate(
-    task, predictor, STATE, state_fingerprint=fingerprint, path=path, **kwargs
+    selection,
+    predictor,
+    STATE,
+    state_fingerprint=weights,
+    **_places(path),
+    **kwargs,
   )
 
 
 def _lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _files(path):
+  """The bytes of the log and of its scores."""
+  return [p.read_bytes() for p in _places(path).values()]
 
 
 @pytest.mark.parametrize('mode', ['ppl', 'gen'])
@@ -77,57 +125,150 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, mode, answers):
     _evaluate(Echo(mode), FakePredictor(stop_after=answers), path)
   if answers:
     assert len(_lines(path)) == answers
+  assert not path.with_suffix('.scores').exists()
   predictor = FakePredictor()
   assert _evaluate(Echo(mode), predictor, path) == undisturbed
-  # Items keep their company: batches are those of the undisturbed run.
-  assert predictor.batches == whole.batches[answers // GROUP :]
-  by_id = lambda name: sorted(
-    _lines(tmp_path / name), key=lambda record: record['doc_id']
-  )
-  assert by_id('a.jsonl') == by_id('b.jsonl')
+  if mode == 'ppl':
+    # Items keep their company: batches are those of the undisturbed run.
+    assert predictor.batches == whole.batches[answers // GROUP :]
+  assert _files(path) == _files(tmp_path / 'a.jsonl')
 
 
-def test_a_torn_line_is_asked_again(tmp_path):
-  path = tmp_path / 'a.jsonl'
-  undisturbed = _evaluate(Echo(), FakePredictor(), path)
-  path.write_bytes(path.read_bytes()[:-9])
+@pytest.mark.parametrize('seed', range(5))
+def test_killed_again_and_again_no_item_is_asked_twice(tmp_path, seed):
+  rng = random.Random(seed)
+  undisturbed = _evaluate(Echo('gen'), FakePredictor(), tmp_path / 'a.jsonl')
+  path, answered, kills = tmp_path / 'b.jsonl', [], 0
+  while True:
+    predictor = FakePredictor(stop_after=rng.randrange(25))
+    try:
+      found = _evaluate(Echo('gen'), predictor, path)
+      break
+    except KeyboardInterrupt:
+      kills += 1
+    finally:
+      answered += predictor.answered
+  assert kills > 1 and found == undisturbed
+  task = Echo('gen')
+  asked = [task.request(item).prompt for item in task.items()]
+  assert sorted(r.prompt for r in answered) == sorted(asked)
+  assert _files(path) == _files(tmp_path / 'a.jsonl')
+
+
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+@pytest.mark.parametrize('seed', range(5))
+def test_a_log_that_ends_anywhere_is_completed(tmp_path, mode, seed):
+  """As a kill leaves it, in the middle of a line and before the scores."""
+  rng = random.Random(seed)
+  undisturbed = _evaluate(Echo(mode), FakePredictor(), tmp_path / 'a.jsonl')
+  path = tmp_path / 'b.jsonl'
+  with pytest.raises(KeyboardInterrupt):
+    _evaluate(Echo(mode), FakePredictor(stop_after=N - 3), path)
+  content = path.read_bytes()
+  content = content[: rng.randrange(1, len(content))]
+  path.write_bytes(content)
   predictor = FakePredictor()
-  assert _evaluate(Echo(), predictor, path) == undisturbed
-  assert len(predictor.batches) == 1
-  assert len({r['doc_id'] for r in _lines(path)}) == len(_lines(path))
+  assert _evaluate(Echo(mode), predictor, path) == undisturbed
+  assert _files(path) == _files(tmp_path / 'a.jsonl')
+  missing = N - content.count(b'\n')
+  if mode == 'gen':
+    assert predictor.asked == missing
+  else:
+    # Only groups that were not finished.
+    assert missing <= predictor.asked < missing + GROUP
+
+
+@pytest.mark.parametrize(('mode', 'at_most'), [('gen', 0), ('ppl', 15)])
+def test_answers_are_on_the_disk_as_they_come(tmp_path, mode, at_most):
+  path = tmp_path / 'a.jsonl'
+  waiting = []
+
+  class Watching(FakePredictor):
+    def _count(self, request):
+      there = len(_lines(path)) if path.exists() else 0
+      waiting.append(self.asked - there)
+      super()._count(request)
+
+  _evaluate(Echo(mode), Watching(), path)
+  assert len(waiting) == N and max(waiting) == at_most
 
 
 def test_a_finished_task_asks_nothing(tmp_path):
-  first = _evaluate(Echo(), FakePredictor(), tmp_path / 'a.jsonl')
+  path = tmp_path / 'a.jsonl'
+  first = _evaluate(Echo(), FakePredictor(), path)
+  before = _files(path)
   predictor = FakePredictor(stop_after=0)
-  assert _evaluate(Echo(), predictor, tmp_path / 'a.jsonl') == first
+  assert _evaluate(Echo(), predictor, path) == first
+  assert predictor.batches == [] and _files(path) == before
 
 
 def test_records_say_whose_they_are(tmp_path):
   path = tmp_path / 'a.jsonl'
   task = Echo(n=3)
   _evaluate(task, FakePredictor(), path)
-  for record in _lines(path):
-    item = task.items()[int(record['doc_id'])]
+  items = task.items()
+  assert [r['doc_id'] for r in _lines(path)] == [item.id for item in items]
+  for item, record in zip(items, _lines(path), strict=True):
     assert record['state_fingerprint'] == 'theta0'
     assert record['group'] == 'echo'
     assert record['prompt_hash'] == prompt_hash(task.request(item))
+    assert record['decode'] == {'score_context': True}
+  scores = _lines(path.with_suffix('.scores'))
+  for item, record, score in zip(items, _lines(path), scores, strict=True):
+    names = ('doc_id', 'group', 'prompt_hash', 'state_fingerprint', 'nonfinite')
+    expected = {name: record[name] for name in names}
+    assert score == {**expected, **task.score(item, record)}
 
 
-def test_other_weights_are_refused(tmp_path):
+@pytest.mark.parametrize(
+  ('mode', 'weights', 'changes', 'message'),
+  [
+    ('ppl', 'theta1', {}, "state_fingerprint 'theta0', this run has 'theta1'"),
+    ('gen', 'theta1', {}, "state_fingerprint 'theta0', this run has 'theta1'"),
+    ('ppl', 'theta0', {'shift': 1}, 'was stored with prompt_hash'),
+    ('gen', 'theta0', {'shift': 1}, 'was stored with prompt_hash'),
+    ('gen', 'theta0', {'max_new_tokens': 4}, "decode .*'max_gen_toks': 3"),
+    ('gen', 'theta0', {'decided': bool}, "decode .*'early_stop': False"),
+  ],
+)
+def test_answers_to_something_else_are_refused(
+  tmp_path, mode, weights, changes, message
+):
+  """A cache hit across weights, prompts or settings is impossible: the run
+  ends before the model is asked and before anything is written."""
   path = tmp_path / 'a.jsonl'
-  _evaluate(Echo(), FakePredictor(), path, limit=5)
-  before = path.read_bytes()
-  with pytest.raises(ValueError, match='state_fingerprint .theta0., this run'):
-    _evaluate(Echo(), FakePredictor(), path, fingerprint='theta1')
-  assert path.read_bytes() == before
+  _evaluate(Echo(mode), FakePredictor(), path, limit=5)
+  before = _files(path)
+  predictor = FakePredictor()
+  with pytest.raises(ValueError, match=message) as info:
+    _evaluate(Echo(mode, **changes), predictor, path, weights)
+  assert 'a.jsonl' in str(info.value)
+  assert predictor.batches == [] and _files(path) == before
 
 
-def test_other_prompts_are_refused(tmp_path):
+def test_a_likelihood_without_its_context_is_refused(tmp_path):
+  class Bare(Echo):
+    def request(self, item):
+      return dataclasses.replace(super().request(item), score_context=False)
+
   path = tmp_path / 'a.jsonl'
   _evaluate(Echo(), FakePredictor(), path)
-  with pytest.raises(ValueError, match='prompt_hash'):
-    _evaluate(Echo(shift=1), FakePredictor(), path)
+  with pytest.raises(ValueError, match="decode .'score_context': True"):
+    _evaluate(Bare(), FakePredictor(), path)
+
+
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+@pytest.mark.parametrize(
+  'field', ['state_fingerprint', 'prompt_hash', 'decode']
+)
+def test_one_foreign_record_among_many_is_refused(tmp_path, mode, field):
+  path = tmp_path / 'a.jsonl'
+  _evaluate(Echo(mode), FakePredictor(), path)
+  records = _lines(path)
+  records[17][field] = 'another'
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records))
+  with pytest.raises(ValueError, match=f"'17' was stored with {field}"):
+    _evaluate(Echo(mode), FakePredictor(stop_after=0), path)
 
 
 def test_two_writers_and_foreign_records_are_noticed(tmp_path):
@@ -138,7 +279,9 @@ def test_two_writers_and_foreign_records_are_noticed(tmp_path):
   with pytest.raises(ValueError, match='a.jsonl:2.*recorded twice'):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id": "0"}\n')
-  with pytest.raises(ValueError, match='lacks prompt_hash, state_fingerprint'):
+  with pytest.raises(
+    ValueError, match='lacks decode, prompt_hash, state_fingerprint'
+  ):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id"\n' + line)
   with pytest.raises(ValueError, match='a.jsonl:1'):
@@ -149,20 +292,84 @@ def test_a_larger_limit_only_adds_items(tmp_path):
   path = tmp_path / 'a.jsonl'
   task = Echo()
   _evaluate(task, FakePredictor(), path, limit=10)
-  before = path.read_bytes()
-  assert len(_lines(path)) == 10 and not task.was_complete
-  metrics = _evaluate(task, FakePredictor(), path, limit=15)
+  before = _lines(path)
+  assert len(before) == 10 and not task.was_complete
+  predictor = FakePredictor()
+  metrics = _evaluate(task, predictor, path, limit=15)
   assert metrics[0].n == 15 and len(_lines(path)) == 15
-  assert path.read_bytes().startswith(before)
-  assert _evaluate(task, FakePredictor(stop_after=0), path, limit=10)[0].n == 10
+  assert all(record in _lines(path) for record in before)
+  assert len(_lines(path.with_suffix('.scores'))) == 15
+  finished = FakePredictor(stop_after=0)
+  assert _evaluate(task, finished, path, limit=10)[0].n == 10
+  # What a smaller limit does not need is kept, but not scored.
+  assert len(_lines(path)) == 15
+  assert len(_lines(path.with_suffix('.scores'))) == 10
   _evaluate(task, FakePredictor(), path)
-  assert task.was_complete
+  assert task.was_complete and len(_lines(path)) == N
 
 
-def test_blocks_do_not_change_the_result(tmp_path, monkeypatch):
-  whole = _evaluate(Echo(), FakePredictor(), tmp_path / 'a.jsonl')
-  monkeypatch.setattr(runner, '_BLOCK', 7)
-  assert _evaluate(Echo(), FakePredictor(), tmp_path / 'b.jsonl') == whole
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+def test_groups_do_not_change_the_result(tmp_path, monkeypatch, mode):
+  whole = _evaluate(Echo(mode), FakePredictor(), tmp_path / 'a.jsonl')
+  monkeypatch.setattr(runner, '_GROUP', 7)
+  other = tmp_path / 'b.jsonl'
+  assert _evaluate(Echo(mode), FakePredictor(), other) == whole
+  assert _files(other) == _files(tmp_path / 'a.jsonl')
+
+
+class Shared(Echo):
+  """Prompts of two kinds, the second of which goes on with the first's."""
+
+  def request(self, item):
+    prefix = (5,) * 40 if int(item.id) % 2 else (5,) * 20 + (6,) * 20
+    ids = (*prefix, 100 + int(item.id), 7)
+    if self.mode == 'gen':
+      return GenerateRequest(prompt=ids, max_new_tokens=3)
+    return ScoreRequest(
+      context=ids, continuations=((8,),), score_context=int(item.id) < 10
+    )
+
+
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+def test_what_prompts_have_in_common_is_computed_once(tmp_path, mode):
+  plain, sharing = FakePredictor(), FakePredictor()
+  task = Shared(mode)
+  path = tmp_path / 'a.jsonl'
+  metrics = _evaluate(task, plain, tmp_path / 'b.jsonl', shares=False)
+  assert _evaluate(task, sharing, path) == metrics
+  # A shortcut leaves no trace in what is stored.
+  assert _files(path) == _files(tmp_path / 'b.jsonl')
+  assert {r.shared for b in plain.batches for r in b} == {0}
+  for request in sharing.answered:
+    whole = mode == 'ppl' and request.score_context
+    assert request.shared == (0 if whole else 32)
+  if mode == 'ppl':
+    for batch in sharing.batches:
+      assert len({r.context[: r.shared] for r in batch}) == 1
+      assert len(batch) <= GROUP
+
+
+def test_a_part_of_the_prompts_shares_what_all_share(tmp_path):
+  """Whatever was done before: a likelihood must not depend on it."""
+  path = tmp_path / 'a.jsonl'
+  with pytest.raises(KeyboardInterrupt):
+    _evaluate(Shared('gen'), FakePredictor(stop_after=N - 2), path)
+  predictor = FakePredictor()
+  _evaluate(Shared('gen'), predictor, path)
+  assert [r.shared for r in predictor.answered] == [32, 32]
+
+
+def test_requests_of_a_group_are_of_similar_length(tmp_path):
+  class Uneven(Echo):
+    def request(self, item):
+      size = 2 + int(item.id) * 37 % 100
+      return ScoreRequest(context=(1,) * size, continuations=((2,),))
+
+  predictor = FakePredictor()
+  _evaluate(Uneven(), predictor, tmp_path / 'a.jsonl', shares=False)
+  sizes = [[len(r.context) for r in batch] for batch in predictor.batches]
+  assert sum(sizes, []) == sorted(sum(sizes, []))
+  assert [len(s) for s in sizes] == [GROUP] * (N // GROUP) + [N % GROUP]
 
 
 def test_progress_counts_what_was_there(tmp_path):
@@ -182,28 +389,168 @@ def test_progress_counts_what_was_there(tmp_path):
   assert seen == [*range(2, total + 1), 'closed']
 
 
-def test_prompt_hash_tells_requests_apart():
+def test_an_answer_that_cannot_be_scored_ends_the_run(tmp_path):
+  class Broken(Echo):
+    def score(self, item, answer):
+      if item.id == '3':
+        raise RuntimeError('no verdict')
+      return super().score(item, answer)
+
+  path = tmp_path / 'a.jsonl'
+  with pytest.raises(RuntimeError, match='no verdict'):
+    _evaluate(Broken(), FakePredictor(), path)
+  # The answers are there; only the scores are to be made again.
+  assert len(_lines(path)) == N and not path.with_suffix('.scores').exists()
+  _evaluate(Echo(), FakePredictor(stop_after=0), path)
+
+
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+@pytest.mark.parametrize('limit', [None, 10])
+def test_stored_answers_are_scored_without_a_model(tmp_path, mode, limit):
+  path, again = tmp_path / 'a.jsonl', tmp_path / 'again.scores'
+  metrics = _evaluate(Echo(mode), FakePredictor(), path, limit=limit)
+  before = _files(path)
+
+  class NoQuestions(Echo):
+    def request(self, item):
+      raise AssertionError('nothing is asked')
+
+  selection = runner.select(NoQuestions(mode), limit=limit)
+  assert runner.score(selection, path=path, scores_path=again) == metrics
+  assert again.read_bytes() == path.with_suffix('.scores').read_bytes()
+  assert _files(path) == before
+
+
+def test_missing_answers_are_counted_and_named(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  with pytest.raises(KeyboardInterrupt):
+    _evaluate(Echo('gen'), FakePredictor(stop_after=30), path)
+  places = {'path': path, 'scores_path': tmp_path / 'scores'}
+  with pytest.raises(ValueError, match=f"no answer to 20 of {N} items, '0'"):
+    runner.score(runner.select(Echo('gen')), **places)
+  with pytest.raises(ValueError, match='no answer to 50 of 50'):
+    runner.score(
+      runner.select(Echo('gen')),
+      path=tmp_path / 'none',
+      scores_path=tmp_path / 'scores',
+    )
+  assert not (tmp_path / 'scores').exists()
+
+
+class Writer(FakePredictor):
+  """Writes a text until it is decided, letter by letter."""
+
+  def generate(self, state, requests):
+    for index, result in super().generate(state, requests):
+      decided = requests[index].decided or (lambda text: False)
+      text, reason = result.text, 'length'
+      for end in range(len(text)):
+        if decided(text[:end]):
+          text, reason = text[:end], 'decided'
+          break
+      yield (
+        index,
+        GenerateResult(tokens=result.tokens, text=text, stop_reason=reason),
+      )
+
+
+def _choices(profile, *, stops=True, early_stop=True):
+  return GenerationTask(
+    name='choices',
+    version='1',
+    context=task_context(
+      folder(None), profile=profile, is_chat=True, early_stop=early_stop
+    ),
+    docs=lambda: [
+      Item(id=str(i), group='g', fields={'gold': 'C'}) for i in range(4)
+    ],
+    doc_to_turns=lambda item: [human(f'Question {item.id}?')],
+    doc_to_target=lambda item: 'C',
+    stop_when=letters.capital_decided('ABC') if stops else None,
+    readings=letters.capital_readings('ABC', 'gold'),
+  )
+
+
+CUT = 'so [INST] what? [/INST] (C) of course'
+
+
+@pytest.mark.parametrize(
+  ('text', 'made', 'scored', 'stops', 'refused'),
+  [
+    # January 2024 cuts chat at the next instruction, December 2023 reads on.
+    (CUT, 'oc-2024-01', 'oc-2023-12', True, True),
+    (CUT, 'oc-2023-12', 'oc-2024-01', True, False),
+    ('so (C) [INST] B!', 'oc-2024-01', 'oc-2023-12', True, False),
+    ('so (C) [INST] B!', 'oc-2023-12', 'oc-2024-01', True, False),
+    # One that must see everything.
+    ('so (C) [INST] B!', 'oc-2023-12', 'oc-2024-01', False, True),
+    ('no answer at all', 'oc-2023-12', 'oc-2024-01', False, False),
+  ],
+)
+def test_answers_cut_short_are_not_scored_where_more_is_read(
+  tmp_path, text, made, scored, stops, refused
+):
+  path = tmp_path / 'a.jsonl'
+  _evaluate(_choices(made), Writer(text=text), path)
+  other = _choices(scored, stops=stops)
+  places = {'path': path, 'scores_path': tmp_path / 'again.scores'}
+  if refused:
+    with pytest.raises(ValueError, match='ended as soon as another profile'):
+      runner.score(runner.select(other), **places)
+    assert not (tmp_path / 'again.scores').exists()
+    return
+  found = runner.score(runner.select(other), **places)
+  # As if the answers had been made for it, in full.
+  full = _choices(scored, stops=stops, early_stop=False)
+  assert found == _evaluate(full, Writer(text=text), tmp_path / 'b.jsonl')
+
+
+@pytest.mark.parametrize('profile', ['oc-2023-12', 'oc-2024-01'])
+@pytest.mark.parametrize(
+  'text', [CUT, 'so (C) [INST] B!', 'no answer', 'The A', 'The A.']
+)
+def test_early_stop_changes_no_score(tmp_path, profile, text):
+  early, full = tmp_path / 'early.jsonl', tmp_path / 'full.jsonl'
+  metrics = _evaluate(_choices(profile), Writer(text=text), early)
+  other = _choices(profile, early_stop=False)
+  assert _evaluate(other, Writer(text=text), full) == metrics
+
+
+def test_hash_and_settings_tell_requests_apart():
   requests = [
     ScoreRequest(context=(1, 2), continuations=((3,),)),
     ScoreRequest(context=(1,), continuations=((2, 3),)),
     ScoreRequest(context=(1, 2), continuations=((3,), (4,))),
+    ScoreRequest(context=(1, 2), continuations=((3,),), score_context=True),
     GenerateRequest(prompt=(1, 2, 3), max_new_tokens=4),
     GenerateRequest(prompt=(1, 2, 3), max_new_tokens=5),
     GenerateRequest(prompt=(1, 2, 3), max_new_tokens=5, decided=bool),
+    GenerateRequest(prompt=(1, 2), max_new_tokens=5),
   ]
-  hashes = {prompt_hash(request) for request in requests}
-  assert len(hashes) == len(requests)
-  assert all(len(h) == 16 for h in hashes)
+  keys = {(prompt_hash(r), str(decode_settings(r))) for r in requests}
+  assert len(keys) == len(requests)
+  assert all(len(prompt_hash(r)) == 16 for r in requests)
+  # What is only computed in another way is the same question.
+  for request in requests:
+    sharing = dataclasses.replace(request, shared=1)
+    assert prompt_hash(sharing) == prompt_hash(request)
+    assert decode_settings(sharing) == decode_settings(request)
 
 
-@pytest.mark.parametrize('name', TASKS)
-def test_registered_names_are_the_tasks_own(name, tmp_path):
-  task = make_task(name, CharTokenizer(), folder(tmp_path))
-  assert task.name == name and task.mode in ('ppl', 'gen')
+def test_a_fingerprint_stands_for_data_prompts_and_settings():
+  class Other(Echo):
+    def items(self):
+      first, *rest = super().items()
+      return [*rest, dataclasses.replace(first, fields={'ids': (1, 2, 3)})]
 
-
-def test_an_unknown_task_names_the_nearest(tmp_path):
-  with pytest.raises(ValueError, match='mean commonsenseqa, commonsenseqa_clo'):
-    make_task('comonsenseqa', CharTokenizer(), folder(tmp_path))
-  with pytest.raises(ValueError, match='mean commonsenseqa.*mmlu, sample_ppl'):
-    make_task('zzz', CharTokenizer(), folder(tmp_path))
+  tasks = [
+    Echo('gen'),
+    Echo('gen', n=49),
+    Echo('gen', shift=1),
+    Echo('gen', max_new_tokens=4),
+    Echo('gen', decided=bool),
+    Other('gen'),
+    Echo('ppl'),
+  ]
+  assert len({fingerprint(task) for task in tasks}) == len(tasks)
+  assert fingerprint(Echo('gen')) == fingerprint(tasks[0])

@@ -150,6 +150,7 @@ def test_a_run_tells_and_keeps_what_it_did(undisturbed):
   assert f'Facts: zsre (records {_EDITS}' in out
   assert 'Model: tiny, weights ' in out
   assert _tables(out).strip() == (workdir / 'report.md').read_text().strip()
+  assert 'Change against the unedited model' in out
   table = out[out.index('General ability') :]
   for edits in (0, 1, _EDITS):
     assert f'\n| {edits} | ' in table
@@ -171,6 +172,7 @@ def test_a_run_tells_and_keeps_what_it_did(undisturbed):
     'report.md',
     'results.jsonl',
     'samples',
+    'scores',
     'triangle.jsonl',
   }
   assert len(json.loads((workdir / 'context_templates.json').read_text())) == 6
@@ -185,15 +187,20 @@ def test_a_run_tells_and_keeps_what_it_did(undisturbed):
 
 def test_a_finished_run_prints_its_tables_again(start, undisturbed):
   workdir, out, _ = undisturbed
-  files = {
-    path: path.stat().st_mtime_ns
-    for path in workdir.rglob('*')
-    if path.is_file() and path.name not in ('report.md', '.lock')
+  # The last task is scored again: its rows may have been cut short.
+  remade = {
+    workdir / 'report.md',
+    workdir / '.lock',
+    workdir / 'scores' / 'sample_ppl' / f'{_EDITS:06d}.jsonl',
   }
+  paths = [path for path in workdir.rglob('*') if path.is_file()]
+  content = {path: path.read_bytes() for path in paths}
+  files = {p: p.stat().st_mtime_ns for p in paths if p not in remade}
   again, err = _finish(start(workdir))
   assert _tables(again) == _tables(out)
   assert 'Warning' not in err
   assert {path: path.stat().st_mtime_ns for path in files} == files
+  assert {path: path.read_bytes() for path in paths} == content
 
 
 def _refused(process, *messages):
@@ -215,6 +222,11 @@ def test_settings_that_are_refused(start, tmp_path):
     (['--config.eval_steps=0,13'], ['num_edits = 12', 'got 13']),
     (['--config.model.name=tyny'], ["model 'tyny'", 'presets: tiny']),
     (['--config.tasks=sample_ppl,mmul'], ["'mmul'", 'mean mmlu']),
+    (['--config.tasks=mbpp'], ['mbpp: ', 'Add --allow_code_execution']),
+    (
+      ['--config.evals.profile=oc-2025'],
+      ['evals.profile must be one of oc-2023-12', "'oc-2025'"],
+    ),
     (
       ['--config.facts.name=counterfact'],
       ['counterfact/counterfact-edit.json', '--data_root', '$ME_JAX_DATA'],
@@ -300,9 +312,10 @@ def _content(workdir, scratch):
     'identity': config['identity'],
     'rows': [json.loads(line) for line in lines(workdir / 'results.jsonl')],
     'triangle': sorted(lines(workdir / 'triangle.jsonl')),
-    'samples': {
-      path.relative_to(workdir).as_posix(): sorted(lines(path))
-      for path in workdir.glob('samples/*/*')
+    'answers': {
+      path.relative_to(workdir).as_posix(): path.read_text()
+      for kind in ('samples', 'scores')
+      for path in workdir.glob(f'{kind}/*/*')
     },
     'report': (workdir / 'report.md').read_text(),
     'templates': (workdir / 'context_templates.json').read_text(),
@@ -332,5 +345,6 @@ def test_killed_at_five_moments(start, undisturbed, tmp_path):
   scratch = tmp_path / 'edit.safetensors'
   expected = _content(whole, scratch)
   assert len(expected['edits']) == _EDITS
+  assert len(expected['answers']) == 2 * 3
   assert _content(workdir, scratch) == expected
   assert _tables(out).strip() == expected['report'].strip()

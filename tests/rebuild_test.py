@@ -22,16 +22,22 @@ def _edit(step):
 
 @pytest.fixture(scope='module')
 def run(tiny, tmp_path_factory):
-  """The directory of a run of three edit steps."""
+  """The directory of a run of five facts in three edit steps."""
   workdir = Workdir(tmp_path_factory.mktemp('run'))
   model = {'name': 'tiny', 'path': ''}
-  identity = {'config': {'model': model}, 'weights': tiny.fingerprint}
+  config = {
+    'model': model,
+    'method': {'name': 'rome'},
+    'edit_batch_size': 2,
+  }
+  identity = {'config': config, 'weights': tiny.fingerprint}
   workdir.claim(identity, {})
   checkpoints = checkpoints_lib.Checkpoints(
     workdir.checkpoints, tiny.fingerprint
   )
   for step in (1, 2, 3):
-    checkpoints.save(step, _edit(step), {'requests': []})
+    facts = [{'case_id': f'{step}-{i}'} for i in range(2 if step < 3 else 1)]
+    checkpoints.save(step, _edit(step), {'requests': facts})
   checkpoints.close()
   return workdir.path
 
@@ -59,6 +65,16 @@ def test_the_model_after_some_edits(tiny, run, choice, steps):
   assert _bytes(found.params) == _bytes(expected)
   assert found.fingerprint == trees.fingerprint(expected)
   assert found.name == 'tiny' and found.config == tiny.config
+
+
+@pytest.mark.parametrize('choice, steps', CHOICES)
+def test_what_was_done_to_it(run, choice, steps):
+  found = rebuild.edited_state(run, **choice)
+  expected = rebuild.edited_model(run, **choice)
+  assert found.model.fingerprint == expected.fingerprint
+  assert found.edit_step == max(steps, default=0)
+  assert found.num_edits == sum({1: 2, 2: 2, 3: 1}[step] for step in steps)
+  assert (found.edit_batch_size, found.method) == (2, 'rome')
 
 
 @pytest.mark.parametrize('choice, steps', CHOICES)

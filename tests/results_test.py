@@ -116,6 +116,45 @@ def test_a_torn_last_line_is_dropped_and_cut(tmp_path):
   assert _same(results.read_rows(path), ROWS)
 
 
+def test_rows_of_a_task_are_replaced(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  results.replace_rows(path, ROWS[:3])
+  assert _same(results.read_rows(path), ROWS[:3])
+  other = [_row(edit_step=0, value=9.0), _row(task='bbh', value=8.0)]
+  for row in other:
+    results.replace_rows(path, [row])
+  new = [_row(value=1.0), _row(metric='more', value=2.0)]
+  results.replace_rows(path, new)
+  found = results.read_rows(path)
+  assert len(found) == 4 and all(row in found for row in [*other, *new])
+  # The same again changes nothing.
+  before = path.read_bytes()
+  results.replace_rows(path, new)
+  assert path.read_bytes() == before
+
+
+def test_replaced_rows_stay_where_they_were(tmp_path):
+  """Scoring a run again gives its file again, in whatever order."""
+  path = tmp_path / 'results.jsonl'
+  rows = [
+    _row(task=task, edit_step=step, metric=metric, value=float(i))
+    for i, (step, task, metric) in enumerate(
+      (step, task, metric)
+      for step in (0, 5)
+      for task in ('mmlu', 'bbh', 'edit')
+      for metric in ('a', 'b')
+    )
+  ]
+  results.append_rows(path, rows)
+  before = path.read_bytes()
+  for task in ('bbh', 'mmlu'):
+    for step in (5, 0):
+      results.replace_rows(
+        path, [r for r in rows if (r.task, r.edit_step) == (task, step)]
+      )
+  assert path.read_bytes() == before
+
+
 def test_table():
   rows = [
     _row(num_edits=100, value=25.55, ci_low=20.0, ci_high=30.0),

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evals_fakes import folder, task_context
 
 from me_jax import checkpoints as checkpoints_lib
 from me_jax import config as config_lib
@@ -108,6 +109,7 @@ class CountingPredictor:
           context_logprobs=draw(len(request.context) - 1)
           if request.score_context
           else None,
+          context_length=len(request.context),
         ),
       )
 
@@ -155,7 +157,13 @@ def job(tiny, tmp_path):
       editor=(editor or CountingEditor()).bound(),
       predictor=predictor or CountingPredictor(),
       requests=_requests(n),
-      tasks=[perplexity.Perplexity('words', tiny.tokenizer, lambda: text)],
+      tasks=[
+        perplexity.Perplexity(
+          name='words',
+          context=task_context(folder(None), tiny.tokenizer),
+          read=lambda: text,
+        )
+      ],
       probe=text,
     )
 
@@ -172,8 +180,11 @@ def _records(job):
 
 
 def _content(job):
-  """All that a run left, but for times; lines of logs in any order."""
-  samples = sorted(job.workdir.path.glob('samples/*/*.jsonl'))
+  """All that a run left, but for times; lines of the triangle in any order."""
+  texts = lambda pattern: {
+    str(path.relative_to(job.workdir.path)): path.read_text()
+    for path in sorted(job.workdir.path.glob(pattern))
+  }
   return {
     'edits': [
       {**record, 'seconds': None, 'commit': None} for record in _records(job)
@@ -183,12 +194,8 @@ def _content(job):
       for row in results.read_rows(job.workdir.results)
     ],
     'triangle': sorted(job.workdir.triangle.read_text().splitlines()),
-    'samples': {
-      str(path.relative_to(job.workdir.path)): sorted(
-        path.read_text().splitlines()
-      )
-      for path in samples
-    },
+    'samples': texts('samples/*/*.jsonl'),
+    'scores': texts('scores/*/*.jsonl'),
   }
 
 
@@ -243,8 +250,9 @@ def test_a_run_leaves_everything(job):
     100 * individual, abs=1e-9
   )
   for step in (0, 1, 3):
-    lines = run.workdir.samples('words', step).read_text().splitlines()
-    assert len(lines) == by_key[step, 'words', 'ppl'].n == 10
+    for place in (run.workdir.samples, run.workdir.scores):
+      lines = place('words', step).read_text().splitlines()
+      assert len(lines) == by_key[step, 'words', 'ppl'].n == 10
   assert reports == [
     sum(r.edit_step <= step for r in rows) for step in (0, 1, 3)
   ]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from me_jax import files
 from me_jax.workdir import Workdir
 
 IDENTITY = {
@@ -50,6 +51,25 @@ def test_places_are_below_the_directory(tmp_path):
   assert workdir.samples('mmlu', 10) == (
     tmp_path / 'new' / 'run' / 'samples' / 'mmlu' / '000010.jsonl'
   )
+  assert workdir.scores('mmlu@4096', 0) == (
+    tmp_path / 'new' / 'run' / 'scores' / 'mmlu@4096' / '000000.jsonl'
+  )
+  for name in ('samples', 'scores'):
+    assert f'`{name}/TASK/' in Workdir.__doc__
+
+
+def test_all_scores_by_step_and_task(tmp_path):
+  workdir = Workdir(tmp_path)
+  assert workdir.all_scores() == {}
+  wanted = {}
+  for step in (20, 0):
+    for task in ('mmlu@4096', 'bbh'):
+      records = [{'doc_id': f'{task} {step}'}, {'doc_id': 'b'}]
+      files.write_jsonl(workdir.scores(task, step), records)
+      wanted.setdefault(step, {})[task] = records
+  (workdir.scores('bbh', 0).parent / 'notes.jsonl').write_text('mine')
+  assert workdir.all_scores() == wanted
+  assert list(workdir.all_scores()[20]) == ['bbh', 'mmlu@4096']
 
 
 def test_the_same_run_claims_again(tmp_path):

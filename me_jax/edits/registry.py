@@ -16,6 +16,12 @@ def second_moment_layers(method: Any) -> tuple[int, ...]:
   return (method.layer,) if method.mom2_adjustment else ()
 
 
+def first_edited_layer(method: Any) -> int:
+  """No parameter below this layer is ever changed by the method."""
+  _check(method)
+  return method.layer
+
+
 def make_editor(
   method: Any,
   model: LanguageModel,

@@ -1,108 +1,81 @@
 """CommonsenseQA (Talmor et al. 2019), 8-shot, by generation.
 
-Prompts and extraction are those of OpenCompass 0.2.0, configuration
-`commonsenseqa_gen_1da2d0`: the first eight training questions are the
-exemplars, and the first capital letter of the output is the answer.
+Prompts and extraction are those of OpenCompass 0.2.0. Its default exemplars
+(`commonsenseqa_gen_c946f2`) are in effect the eight nearest training questions
+by an embedding, nearest first: `commonsenseqa_exemplars` lists them for whoever
+has an embedding model. Without, the first eight training questions are taken
+(`commonsenseqa_gen_1da2d0`).
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from me_jax.data.sources import DataSources, field, read_jsonl
-from me_jax.evals import hub_tables, letters, prompts
-from me_jax.evals.task import Item, Metric, Sample
-from me_jax.typing import GenerateRequest, GenerateResult, Tokenizer
+from me_jax.evals import (
+  aggregates,
+  commonsenseqa_exemplars,
+  hub_tables,
+  letters,
+)
+from me_jax.evals.generation_task import GenerationTask
+from me_jax.evals.prompts import Turn, bot, human
+from me_jax.evals.task import Item, TaskContext
 
 LETTERS = 'ABCDE'
-_SHOTS = 8
-_MAX_NEW_TOKENS = 100
+SHOTS = 8
 
 
-class CommonsenseQa:
-  """See `Task`. `fields` are question, A to E and answerKey."""
+def commonsenseqa(context: TaskContext) -> GenerationTask:
+  """The 1,221 questions of the development split."""
+  fixed = context.settings.exemplars == 'fixed'
+  return GenerationTask(
+    name='commonsenseqa',
+    version='commonsenseqa_gen_1da2d0' if fixed else 'commonsenseqa_gen_c946f2',
+    context=context,
+    docs=lambda: read_items(context.sources, 'dev'),
+    doc_to_turns=question,
+    doc_to_target=lambda item: item.fields['answerKey'],
+    fewshot=_exemplars(context),
+    max_gen_toks=100,
+    stop_when=letters.capital_decided(LETTERS),
+    readings=letters.capital_readings(LETTERS, 'answerKey'),
+    extra_metrics=lambda samples: aggregates.spread(samples, LETTERS, 'oc'),
+  )
 
-  name = 'commonsenseqa'
-  mode = 'gen'
 
-  def __init__(
-    self,
-    tokenizer: Tokenizer,
-    sources: DataSources,
-    *,
-    early_stop: bool = True,
-  ):
-    """Binds data and tokenizer; files are read when first needed.
+def question(item: Item) -> list[Turn]:
+  """The question; an exemplar's answer stands on a line of its own."""
+  options = '\n'.join(f'{x}. {item.fields[x]}' for x in LETTERS)
+  return [human(f'{item.fields["question"]}\n{options}\nAnswer:')]
 
-    Args:
-      tokenizer: The model's.
-      sources: Where `commonsenseqa` is.
-      early_stop: Stop a generation once its answer is decided. The scores are
-        the same without, the stored outputs are longer.
-    """
-    self._tokenizer = tokenizer
-    self._sources = sources
-    self._decided = _decided if early_stop else None
 
-  def items(self) -> list[Item]:
-    """The 1,221 questions of the development split."""
-    return read_items(self._sources, 'dev')
-
-  def request(self, item: Item) -> GenerateRequest:
-    """Eight exemplars and the question.
-
-    A prompt of more than 2,048 tokens loses exemplars from the last on; then
-    it is cut on the left to leave room for the output.
-    """
-    exemplars = [e.fields for e in self._exemplars]
-    while True:
-      ids = self._tokenizer.encode(prompt(exemplars, item.fields))
-      if len(ids) <= prompts.WINDOW or not exemplars:
-        break
-      exemplars.pop()
-    return GenerateRequest(
-      prompt=prompts.cut_left(
-        ids, prompts.WINDOW - _MAX_NEW_TOKENS, self._tokenizer
-      ),
-      max_new_tokens=_MAX_NEW_TOKENS,
-      decided=self._decided,
-    )
-
-  def sample(self, item: Item, result: GenerateResult) -> Sample:
-    """`resps` holds the raw output, `filtered_resps` its first capital."""
-    prediction = letters.first_capital(result.text)
-    return {
-      'target': item.fields['answerKey'],
-      'resps': [result.text],
-      'filtered_resps': [prediction],
-      'correct': prediction == item.fields['answerKey'],
-      'n_tokens': len(result.tokens),
-      'stop_reason': result.stop_reason,
-      'nonfinite': result.stop_reason == 'nonfinite',
-    }
-
-  def aggregate(
-    self, samples: Sequence[Sample], *, complete: bool
-  ) -> list[Metric]:
-    """Accuracy, the spread of letters, empty answers, non-finite outputs."""
-    del complete  # there are no groups to miss
-    empty = sum(s['filtered_resps'] == [''] for s in samples)
-    return [
-      letters.accuracy('accuracy', samples),
-      *letters.spread(samples, LETTERS),
-      letters.share('predicted_empty', empty, len(samples)),
-      letters.nonfinite(samples),
-    ]
-
-  @functools.cached_property
-  def _exemplars(self) -> list[Item]:
-    items = read_items(self._sources, 'train')
-    if len(items) < _SHOTS:
+def _exemplars(
+  context: TaskContext,
+) -> Callable[[Item], list[list[Turn]]]:
+  @functools.cache
+  def train() -> list[Item]:
+    items = read_items(context.sources, 'train')
+    if len(items) < SHOTS:
       raise ValueError(
-        f'Expected at least {_SHOTS} CommonsenseQA training questions for the '
+        f'Expected at least {SHOTS} CommonsenseQA training questions for the '
         f'exemplars, found {len(items)}.'
       )
-    return items[:_SHOTS]
+    return items
+
+  @functools.cache
+  def listed() -> Mapping[str, list[Item]]:
+    path = context.settings.exemplars.removeprefix('file:')
+    return commonsenseqa_exemplars.read(path, train())
+
+  def rounds(item: Item) -> list[list[Turn]]:
+    if context.settings.exemplars == 'fixed':
+      chosen = train()[:SHOTS]
+    else:
+      chosen = listed()[item.id]
+    return [[*question(e), bot(e.fields['answerKey'])] for e in chosen]
+
+  return rounds
 
 
 def read_items(sources: DataSources, split: str) -> list[Item]:
@@ -146,23 +119,3 @@ def _item(record: Mapping[str, Any], split: str, where: str) -> Item:
       'answerKey': answer,
     },
   )
-
-
-def prompt(
-  exemplars: Sequence[Mapping[str, str]], fields: Mapping[str, str]
-) -> str:
-  """The text for a base model; each answer stands on a line of its own."""
-  turns = []
-  for exemplar in exemplars:
-    turns += [_question(exemplar), exemplar['answerKey']]
-  return prompts.base_prompt([*turns, _question(fields)])
-
-
-def _question(fields: Mapping[str, str]) -> str:
-  options = '\n'.join(f'{letter}. {fields[letter]}' for letter in LETTERS)
-  return f'{fields["question"]}\n{options}\nAnswer:'
-
-
-def _decided(text: str) -> bool:
-  """True once no continuation can change the first capital."""
-  return letters.first_capital(text) != ''

@@ -1,10 +1,11 @@
-"""Answers that are option letters: reading them, and how they are spread."""
+"""Answers that are option letters."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable
 
-from me_jax.evals.statistics import wilson
-from me_jax.evals.task import Metric, Sample
+from me_jax.evals.generation_task import Reading
+from me_jax.evals.task import Item
 
 
 def first_capital(text: str) -> str:
@@ -12,13 +13,53 @@ def first_capital(text: str) -> str:
   return next((c for c in text if c.isupper()), '')
 
 
-def first_smallest(scores: Sequence[float]) -> int:
+def first_option(text: str, options: str) -> str:
+  """The first of `options` that is no part of a word or number, or ''."""
+  found = _alone(options).search(text)
+  return found[0] if found else ''
+
+
+def capital_readings(options: str, target: str) -> tuple[Reading, ...]:
+  """OpenCompass's way, the first capital, and ours, the first lone option.
+
+  Args:
+    options: The letters to choose from.
+    target: The field that holds the right one.
+  """
+  mark = lambda item, answer: {'accuracy': answer == item.fields[target]}
+  return (
+    Reading(
+      name='oc', filter=lambda item, text: first_capital(text), mark=mark
+    ),
+    Reading(
+      name='clean',
+      filter=lambda item, text: first_option(text, options),
+      mark=mark,
+    ),
+  )
+
+
+def capital_decided(options: str) -> Callable[[Item], Callable[[str], bool]]:
+  """When nothing can change what `capital_readings` take from a text: it has
+  a capital, and a lone option that what follows shows to be alone."""
+  alone = _alone(options)
+
+  def decided(text: str) -> bool:
+    found = alone.search(text)
+    # An option is a capital, so the first capital is there, too.
+    return found is not None and found.end() < len(text)
+
+  return lambda item: decided
+
+
+def first_smallest(scores: Iterable[float]) -> int:
   """Index of the smallest score, the first of equals.
 
   A comparison with NaN is false, so a leading NaN wins and others never do:
   the rule of OpenCompass, by which a model that gives no finite score at all
   answers with the first label.
   """
+  scores = list(scores)
   best = 0
   for i, score in enumerate(scores):
     if score < scores[best]:
@@ -26,44 +67,13 @@ def first_smallest(scores: Sequence[float]) -> int:
   return best
 
 
-def finite_or_none(value: float) -> float | None:
-  """The number, or None where plain JSON has no word for it."""
-  return float(value) if math.isfinite(value) else None
+def to_json(value: float) -> float | str:
+  """The number, or 'nan', 'inf' or '-inf' where JSON has no word for it;
+  `float` reads all of them."""
+  value = float(value)
+  return value if math.isfinite(value) else str(value)
 
 
-def share(name: str, count: int, n: int) -> Metric:
-  """`count` of `n` in per cent, with its Wilson interval."""
-  low, high = wilson(count, n)
-  return Metric(
-    name=name,
-    value=100 * count / n,
-    n=n,
-    ci_low=100 * low,
-    ci_high=100 * high,
-  )
-
-
-def accuracy(name: str, samples: Sequence[Sample]) -> Metric:
-  """Share of samples that are correct, in per cent."""
-  return share(name, sum(s['correct'] for s in samples), len(samples))
-
-
-def spread(samples: Sequence[Sample], letters: str) -> list[Metric]:
-  """How often each letter was the answer.
-
-  It tells a model that knows from one that always says the same.
-  """
-  answers = [s['filtered_resps'][0] for s in samples]
-  return [
-    share(f'predicted_{letter}', answers.count(letter), len(answers))
-    for letter in letters
-  ]
-
-
-def nonfinite(samples: Sequence[Sample]) -> Metric:
-  """The number of answers in which a score or logit was not finite."""
-  return Metric(
-    name='n_nonfinite',
-    value=float(sum(s['nonfinite'] for s in samples)),
-    n=len(samples),
-  )
+def _alone(options: str) -> re.Pattern[str]:
+  # Not \w: a Chinese character before a letter does not make it a word.
+  return re.compile(f'(?<![A-Za-z0-9])[{options}](?![A-Za-z0-9])')

@@ -6,16 +6,17 @@ the lowest negative log-likelihood per token wins.
 """
 
 import csv
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from me_jax.data.sources import DataSources
-from me_jax.evals import hub_tables, letters, prompts, statistics
+from me_jax.evals import aggregates, hub_tables, letters, prompts
 from me_jax.evals.mmlu_subjects import GROUPS, SUBJECTS
-from me_jax.evals.task import Item, Metric, Sample
-from me_jax.typing import ScoreRequest, ScoreResult, Tokenizer
+from me_jax.evals.task import Item, Metric, Record, TaskContext
+from me_jax.typing import ScoreRequest, ScoreResult
 
 LETTERS = 'ABCD'
 _COLUMNS = ('input', *LETTERS, 'target')
@@ -23,89 +24,96 @@ _SHOTS = 5
 _NEAR_TIE = 1e-4  # float32 sums over other batches may rank closer ones apart
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mmlu:
-  """See `Task`. `fields` are the columns of the data file."""
+  """See `Task`. An item's fields are the columns of the data file.
 
-  name = 'mmlu'
-  mode = 'ppl'
+  Attributes:
+    name: As in the registry.
+    version: The OpenCompass configuration.
+    context: Tokenizer, sources, settings.
+    subjects: Which of the 57.
+  """
 
-  def __init__(
-    self,
-    tokenizer: Tokenizer,
-    sources: DataSources,
-    *,
-    subjects: Sequence[str] = SUBJECTS,
-  ):
-    """Binds data and tokenizer; files are read when first needed.
-
-    Args:
-      tokenizer: The model's.
-      sources: Where `mmlu/dev` and `mmlu/test` are.
-      subjects: Which of the 57.
-    """
-    self._tokenizer = tokenizer
-    self._sources = sources
-    self._subjects = tuple(subjects)
-    self._exemplars = functools.cache(self._read_exemplars)
+  name: str = 'mmlu'
+  version: str = 'mmlu_ppl_ac766d'
+  context: TaskContext
+  subjects: tuple[str, ...] = SUBJECTS
+  mode: str = dataclasses.field(default='ppl', init=False)
 
   def items(self) -> list[Item]:
     """One item per row of the test files; ids are `subject/row`."""
-    return [
-      Item(id=f'{subject}/{row}', group=subject, fields=fields)
-      for subject in self._subjects
-      for row, fields in enumerate(self._rows('test', subject))
-    ]
+    return read_items(self.context.sources, self.subjects)
 
   def request(self, item: Item) -> ScoreRequest:
     """The four texts as one context and what each letter adds to it.
 
-    A text of more than 2,048 tokens loses exemplars from the last on; what
-    still does not fit is cut on the left.
+    A text of more tokens than the window loses exemplars from the last on;
+    what still does not fit is cut on the left. Where the texts differ in the
+    letter alone, their context weighs the same in all scores and need not be
+    scored, unless `settings.one_forward` is off.
     """
-    exemplars = self._exemplars(item.group)
+    tokenizer, window = self.context.tokenizer, self.context.window
+    exemplars = self._exemplars[item.group]
     shots = len(exemplars)
     texts = []
     for letter in LETTERS:
       while True:
         text = prompt(item.group, exemplars[:shots], item.fields, letter)
-        ids = self._tokenizer.encode(text)
-        if len(ids) <= prompts.WINDOW or shots == 0:
+        ids = tokenizer.encode(text)
+        if len(ids) <= window or shots == 0:
           break
         shots -= 1
-      texts.append(prompts.cut_left(ids, prompts.WINDOW, self._tokenizer))
+      texts.append(prompts.cut_left(ids, window, tokenizer))
     context, continuations = prompts.split_common_prefix(texts)
+    differ_in_letter = all(len(tokens) == 1 for tokens in continuations)
+    one_forward = self.context.settings.one_forward and differ_in_letter
     return ScoreRequest(
-      context=context, continuations=continuations, score_context=True
+      context=context,
+      continuations=continuations,
+      score_context=not one_forward,
     )
 
-  def sample(self, item: Item, result: ScoreResult) -> Sample:
-    """`resps` holds the score of each letter, lower is better."""
-    context = np.sum(result.context_logprobs, dtype=np.float64)
+  def answer(self, item: Item, result: ScoreResult) -> Record:
+    """`resps` holds the score of each letter, lower is better: nats per token
+    of the whole text, or, if the context was not scored, the part of it that
+    differs."""
+    del item
+    context = result.context_logprobs
     endings = [np.sum(lp, dtype=np.float64) for lp in result.logprobs]
-    # The first token counts though nothing predicts it.
+    is_scored = context is not None
+    total = np.sum(context, dtype=np.float64) if is_scored else 0.0
     counts = [
-      1 + len(result.context_logprobs) + len(lp) for lp in result.logprobs
+      # The first token counts though nothing predicts it.
+      len(lp) + (1 + len(context) if is_scored else result.context_length)
+      for lp in result.logprobs
     ]
     scores = [
-      float(-(context + ending) / n)
+      float(-(total + ending) / n)
       for ending, n in zip(endings, counts, strict=True)
     ]
-    prediction = LETTERS[letters.first_smallest(scores)]
     best, second = sorted(scores)[:2]
     is_finite = bool(np.isfinite(scores).all())
     return {
-      'target': item.fields['target'],
-      'resps': [letters.finite_or_none(s) for s in scores],
-      'letter_logprobs': [letters.finite_or_none(e) for e in endings],
-      'filtered_resps': [prediction],
-      'correct': prediction == item.fields['target'],
+      'resps': [letters.to_json(s) for s in scores],
+      'letter_logprobs': [letters.to_json(e) for e in endings],
       'near_tie': is_finite and second - best < _NEAR_TIE,
       'n_tokens': counts[0],
       'nonfinite': not is_finite,
     }
 
+  def score(self, item: Item, answer: Record) -> Record:
+    """The letter with the lowest score."""
+    prediction = LETTERS[letters.first_smallest(map(float, answer['resps']))]
+    target = item.fields['target']
+    return {
+      'target': target,
+      'filtered_resps': {'oc': prediction},
+      'metrics': {'accuracy': float(prediction == target)},
+    }
+
   def aggregate(
-    self, samples: Sequence[Sample], *, complete: bool
+    self, samples: Sequence[Record], *, complete: bool
   ) -> list[Metric]:
     """Macro means over all subjects and over the four groups, and the rest.
 
@@ -114,26 +122,31 @@ class Mmlu:
     Raises:
       ValueError: `complete`, and a subject has no sample.
     """
-    by_subject: dict[str, list[bool]] = {}
-    for sample in samples:
-      by_subject.setdefault(sample['group'], []).append(sample['correct'])
-    required = self._subjects if complete else ()
-    missing = sorted(set(required) - set(by_subject))
-    if missing:
-      raise ValueError(
-        f'No samples of {len(missing)} of {len(required)} MMLU subjects: '
-        f'{", ".join(missing)}. Run them, or set a limit.'
-      )
-    macro = [_macro_mean('mmlu', SUBJECTS, by_subject)]
-    for group, members in GROUPS.items():
-      if any(subject in by_subject for subject in members):
-        macro.append(_macro_mean(f'mmlu_{group}', members, by_subject))
+    required = self.subjects if complete else ()
+    aggregates.check_groups(self.name, samples, required)
+    present = {sample['group'] for sample in samples}
+    macro = lambda name, members: aggregates.macro_mean(
+      name, samples, 'accuracy', members, 'subjects'
+    )
     return [
-      macro[0],
-      letters.accuracy('mmlu_weighted', samples),
-      *macro[1:],
-      *letters.spread(samples, LETTERS),
-      letters.nonfinite(samples),
+      macro('mmlu', SUBJECTS),
+      aggregates.mean('mmlu_weighted', samples, 'accuracy'),
+      *(
+        macro(f'mmlu_{group}', members)
+        for group, members in GROUPS.items()
+        if present & set(members)
+      ),
+      *(
+        aggregates.mean(
+          f'accuracy_{subject}',
+          [s for s in samples if s['group'] == subject],
+          'accuracy',
+        )
+        for subject in SUBJECTS
+        if subject in present
+      ),
+      *aggregates.spread(samples, LETTERS, 'oc'),
+      aggregates.nonfinite(samples),
       Metric(
         name='n_near_ties',
         value=float(sum(s['near_tie'] for s in samples)),
@@ -141,35 +154,40 @@ class Mmlu:
       ),
     ]
 
-  def _read_exemplars(self, subject: str) -> list[dict[str, str]]:
-    rows = self._rows('dev', subject)
-    if len(rows) < _SHOTS:
-      raise ValueError(
-        f'{subject}: expected {_SHOTS} exemplars in the dev file, found '
-        f'{len(rows)}.'
-      )
-    return rows[:_SHOTS]
-
-  def _rows(self, split: str, subject: str) -> list[dict[str, str]]:
-    path = self._sources.find(
-      f'mmlu/{split}/{subject}_{split}.csv', hub_tables.mmlu(subject, split)
-    )
-    rows = []
-    with open(path, newline='', encoding='utf-8') as f:
-      try:
-        records = list(csv.reader(f, strict=True))
-      except csv.Error as e:
+  @functools.cached_property
+  def _exemplars(self) -> dict[str, list[Mapping[str, str]]]:
+    found = {
+      subject: _rows(self.context.sources, 'dev', subject)[:_SHOTS]
+      for subject in self.subjects
+    }
+    for subject, rows in found.items():
+      if len(rows) < _SHOTS:
         raise ValueError(
-          f'{path} is not valid CSV: {e}. Fetch it again.'
-        ) from e
-      for number, row in enumerate(records, start=1):
-        if len(row) != len(_COLUMNS) or row[-1] not in LETTERS:
-          raise ValueError(
-            f'{path}: record {number} should be a question, four answers and '
-            f'a letter of {LETTERS}, found {row!r:.200}.'
-          )
-        rows.append(dict(zip(_COLUMNS, row, strict=True)))
-    return rows
+          f'{subject}: expected {_SHOTS} exemplars in the dev file, found '
+          f'{len(rows)}.'
+        )
+    return found
+
+
+def mmlu(context: TaskContext) -> Mmlu:
+  """All 57 subjects, 14,042 questions."""
+  return Mmlu(context=context)
+
+
+def read_items(
+  sources: DataSources, subjects: Sequence[str] = SUBJECTS
+) -> list[Item]:
+  """The questions of the test split; ids are `subject/row`.
+
+  Raises:
+    FileNotFoundError: A file is nowhere.
+    ValueError: A record is malformed; names file and record.
+  """
+  return [
+    Item(id=f'{subject}/{row}', group=subject, fields=fields)
+    for subject in subjects
+    for row, fields in enumerate(_rows(sources, 'test', subject))
+  ]
 
 
 def prompt(
@@ -194,19 +212,23 @@ def _question(fields: Mapping[str, str]) -> str:
   return f'{fields["input"]}\n{options}\nAnswer:'
 
 
-def _macro_mean(
-  name: str, members: Sequence[str], by_subject: Mapping[str, list[bool]]
-) -> Metric:
-  present = [by_subject[s] for s in members if s in by_subject]
-  if len(present) < len(members):
-    name = f'{name}_of_{len(present)}_subjects'
-  value, low, high = statistics.macro_mean(
-    [np.asarray(group, np.float64) for group in present]
+def _rows(
+  sources: DataSources, split: str, subject: str
+) -> list[dict[str, str]]:
+  path = sources.find(
+    f'mmlu/{split}/{subject}_{split}.csv', hub_tables.mmlu(subject, split)
   )
-  return Metric(
-    name=name,
-    value=100 * value,
-    n=sum(map(len, present)),
-    ci_low=100 * low,
-    ci_high=100 * high,
-  )
+  rows = []
+  with open(path, newline='', encoding='utf-8') as f:
+    try:
+      records = list(csv.reader(f, strict=True))
+    except csv.Error as e:
+      raise ValueError(f'{path} is not valid CSV: {e}. Fetch it again.') from e
+    for number, row in enumerate(records, start=1):
+      if len(row) != len(_COLUMNS) or row[-1] not in LETTERS:
+        raise ValueError(
+          f'{path}: record {number} should be a question, four answers and '
+          f'a letter of {LETTERS}, found {row!r:.200}.'
+        )
+      rows.append(dict(zip(_COLUMNS, row, strict=True)))
+  return rows

@@ -1,5 +1,6 @@
 """Perplexity of a text in windows."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -7,34 +8,32 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from me_jax.data import sample
-from me_jax.data.sources import DataSources
-from me_jax.evals import hub_tables, letters, statistics
-from me_jax.evals.task import Item, Metric, Sample
-from me_jax.typing import ScoreRequest, ScoreResult, Tokenizer
+from me_jax.evals import aggregates, hub_tables, letters, statistics
+from me_jax.evals.task import Item, Metric, Record, TaskContext
+from me_jax.typing import ScoreRequest, ScoreResult
 
 _WINDOW = 512
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Perplexity:
   """See `Task`. An item is a window of tokens, `fields['ids']`.
 
   The text is tokenised once and cut into windows of 512 tokens that do not
   overlap; every token but each window's first is scored.
+
+  Attributes:
+    name: As in the registry.
+    version: Of text and windows.
+    context: The tokenizer.
+    read: Gives the text.
   """
 
-  mode = 'ppl'
-
-  def __init__(self, name: str, tokenizer: Tokenizer, read: Callable[[], str]):
-    """Binds a text to a tokenizer.
-
-    Args:
-      name: Of the task.
-      tokenizer: The model's.
-      read: Gives the text; called once, when first needed.
-    """
-    self.name = name
-    self._tokenizer = tokenizer
-    self._read = read
+  name: str
+  version: str = 'windows_512'
+  context: TaskContext
+  read: Callable[[], str]
+  mode: str = dataclasses.field(default='ppl', init=False)
 
   def items(self) -> list[Item]:
     """The windows in order; a last one of a single token is left out."""
@@ -56,22 +55,33 @@ class Perplexity:
       context=tuple(context), continuations=((last,),), score_context=True
     )
 
-  def sample(self, item: Item, result: ScoreResult) -> Sample:
+  def answer(self, item: Item, result: ScoreResult) -> Record:
     """`resps` holds the negative log-likelihood of the window in nats."""
+    del item
     logprobs = np.concatenate([result.context_logprobs, *result.logprobs])
     nll = -float(np.sum(logprobs, dtype=np.float64))
     return {
-      'resps': [letters.finite_or_none(nll)],
+      'resps': [letters.to_json(nll)],
       'n_tokens': len(logprobs),
       'nonfinite': not math.isfinite(nll),
     }
 
+  def score(self, item: Item, answer: Record) -> Record:
+    """Nats per token of the window; lower is better."""
+    del item
+    per_token = float(answer['resps'][0]) / answer['n_tokens']
+    return {
+      'target': '',
+      'filtered_resps': {},
+      'metrics': {'nll_per_token': letters.to_json(per_token)},
+    }
+
   def aggregate(
-    self, samples: Sequence[Sample], *, complete: bool
+    self, samples: Sequence[Record], *, complete: bool
   ) -> list[Metric]:
     """`ppl` with a bootstrap over windows; infinite if any window is."""
     del complete  # there are no groups to miss
-    bad = letters.nonfinite(samples)
+    bad = aggregates.nonfinite(samples)
     value, low, high = math.inf, None, None
     if not bad.value:
       data = np.array(
@@ -87,7 +97,7 @@ class Perplexity:
 
   @functools.cached_property
   def _ids(self) -> tuple[int, ...]:
-    ids = tuple(self._tokenizer.encode(self._read()))
+    ids = tuple(self.context.tokenizer.encode(self.read()))
     if len(ids) < 2:
       raise ValueError(
         f'{self.name}: expected a text of at least 2 tokens, got {len(ids)}.'
@@ -95,21 +105,24 @@ class Perplexity:
     return ids
 
 
-def wikitext_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
+def wikitext_ppl(context: TaskContext) -> Perplexity:
   """Perplexity of the test split of WikiText-2 raw (Merity et al. 2017)."""
 
   def read() -> str:
-    path = sources.find('wikitext/wiki.test.raw', hub_tables.wikitext_test())
+    path = context.sources.find(
+      'wikitext/wiki.test.raw', hub_tables.wikitext_test()
+    )
     # Line ends are part of the text: no translation.
     return path.read_bytes().decode('utf-8')
 
-  return Perplexity('wikitext_ppl', tokenizer, read)
+  return Perplexity(name='wikitext_ppl', context=context, read=read)
 
 
-def sample_ppl(tokenizer: Tokenizer, sources: DataSources) -> Perplexity:
+def sample_ppl(context: TaskContext) -> Perplexity:
   """Perplexity of the prose that comes with this package."""
-  del sources  # nothing to look up
-  return Perplexity('sample_ppl', tokenizer, sample.sample_prose)
+  return Perplexity(
+    name='sample_ppl', context=context, read=sample.sample_prose
+  )
 
 
 def _ppl(totals: np.ndarray) -> np.ndarray:

@@ -1,22 +1,73 @@
-"""Joining, cutting and splitting of prompts, shared by the benchmarks.
+"""Dialogues as a model reads them; cutting and splitting of prompts.
 
-The rules are those of OpenCompass 0.2.0 for base models.
+The rules are those of OpenCompass 0.2.0 for LLaMA-2, base and chat.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from me_jax.typing import Tokenizer
 
-WINDOW = 2048  # tokens that OpenCompass gives LLaMA-2
+INSTRUCTION = '[INST]'
 
 
-def base_prompt(turns: Sequence[str]) -> str:
-  """The turns of a dialogue as a base model reads them.
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One turn of a dialogue.
 
-  Empty turns are left out; a turn's own final newline is kept, so that it
-  makes a blank line.
+  Attributes:
+    role: 'HUMAN', 'BOT', or 'TEXT' for what is no dialogue and is put to
+      base and chat models alike.
+    text: What is said.
   """
-  return '\n'.join(turn for turn in turns if turn)
+
+  role: str
+  text: str
+
+
+def human(text: str) -> Turn:
+  """What the user says."""
+  return Turn('HUMAN', text)
+
+
+def bot(text: str) -> Turn:
+  """What the model says, or begins to say."""
+  return Turn('BOT', text)
+
+
+def render(turns: Sequence[Turn], *, is_chat: bool) -> str:
+  """The prompt.
+
+  Base models read the turns joined by newlines; empty turns are left out; a
+  turn's own final newline is kept, so that it makes a blank line. Chat models
+  read each HUMAN turn in LLaMA-2's instruction marks and nothing between
+  turns; what the BOT should begin with is dropped.
+  """
+  if not is_chat or all(turn.role == 'TEXT' for turn in turns):
+    return '\n'.join(turn.text for turn in turns if turn.text)
+  turns = list(turns)
+  while turns and turns[-1].role == 'BOT':
+    turns.pop()
+  return ''.join(
+    f' [INST] {turn.text} [/INST] ' if turn.role == 'HUMAN' else turn.text
+    for turn in turns
+  )
+
+
+def before_instruction(text: str) -> tuple[str, bool]:
+  """What a chat model said before it invented the user's next turn.
+
+  Returns:
+    The text before the first `[INST]`, and True; or, where there is none, the
+    text without what may be the beginning of one, and False.
+  """
+  head, mark, _ = text.partition(INSTRUCTION)
+  if mark:
+    return head, True
+  for size in range(len(INSTRUCTION) - 1, 0, -1):
+    if text.endswith(INSTRUCTION[:size]):
+      return text[:-size], False
+  return text, False
 
 
 def cut_left(

@@ -1,106 +1,264 @@
 """One task on one model state: answers first, scores from the stored ones."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import AbstractContextManager, nullcontext
 
-from me_jax.evals.samples import (
-  SampleWriter,
-  check_field,
-  read_samples,
-)
+from me_jax import files
+from me_jax.evals import samples
 from me_jax.evals.subset import subset
-from me_jax.evals.task import Item, Metric, Request, Task, prompt_hash
+from me_jax.evals.task import (
+  Item,
+  Metric,
+  Record,
+  Request,
+  Task,
+  decode_settings,
+  prompt_hash,
+)
 from me_jax.files import PathLike
+from me_jax.prefixes import shared_lengths
 from me_jax.typing import ModelState, Predictor, ScoreRequest
 
-_BLOCK = 1024  # items whose prompts are held at once
-_GROUP = 64  # items asked together, all or none
+_GROUP = 128  # items whose likelihoods are asked together, all or none
+_SCORERS = 2  # threads that score while the device goes on
 
 # From a total to a display of what is done.
 ProgressFactory = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
-def evaluate(
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """The items of a task that a run asks, the same for every model state.
+
+  Attributes:
+    task: Whose they are.
+    items: In the order of the task.
+    is_complete: They are all of the task's.
+    shares_prefixes: What prompts begin with in common is computed once.
+  """
+
+  task: Task
+  items: tuple[Item, ...]
+  is_complete: bool
+  shares_prefixes: bool = True
+
+  @functools.cached_property
+  def requests(self) -> tuple[Request, ...]:
+    """What is asked of each item; made once for all model states."""
+    requests = [self.task.request(item) for item in self.items]
+    if not self.shares_prefixes:
+      return tuple(requests)
+    shareable = [i for i, r in enumerate(requests) if not _is_scored_whole(r)]
+    lengths = shared_lengths([_prompt(requests[i]) for i in shareable])
+    for i, length in zip(shareable, lengths, strict=True):
+      requests[i] = dataclasses.replace(requests[i], shared=length)
+    return tuple(requests)
+
+  @functools.cached_property
+  def keys(self) -> tuple[Record, ...]:
+    """What a stored answer must agree with, by item."""
+    return tuple(
+      {'prompt_hash': prompt_hash(r), 'decode': decode_settings(r)}
+      for r in self.requests
+    )
+
+
+def select(
   task: Task,
+  *,
+  limit: int | None = None,
+  seed: int = 0,
+  shares_prefixes: bool = True,
+) -> Selection:
+  """All items, or `limit` of them: a seeded, stratified, nested subset."""
+  items = task.items()
+  chosen = subset(items, limit, seed)
+  return Selection(
+    task, tuple(chosen), len(chosen) == len(items), shares_prefixes
+  )
+
+
+def evaluate(
+  selection: Selection,
   predictor: Predictor,
   state: ModelState,
   *,
   state_fingerprint: str,
   path: PathLike,
-  limit: int | None = None,
-  seed: int = 0,
+  scores_path: PathLike,
   progress: ProgressFactory = lambda total: nullcontext(lambda done: None),
 ) -> list[Metric]:
-  """The task's metrics, the headline score first.
+  """The task's metrics, the headline first.
 
   Every answer is appended to the log `path` as it comes, and an interrupted
-  evaluation resumes. Items are asked in fixed groups of similar length; a group
-  that was not finished is asked again as a whole, so that an answer never
-  depends, not even in its last digit, on where an evaluation was interrupted.
+  evaluation resumes: no stored answer is asked for again but for the company
+  of likelihoods, see `_groups`. Answers are scored beside the device; the
+  scores are written when all are there.
 
   Args:
-    task: What to ask.
+    selection: What to ask.
     predictor: Who answers.
     state: With which weights.
     state_fingerprint: Names the weights; equal only for equal weights.
-    path: The log of this task on this state.
-    limit: Number of items, a nested subset; None takes all.
-    seed: Of the subset.
+    path: The log of answers of this task on this state.
+    scores_path: Where their scores go.
     progress: From the number of items to a context whose value is called with
       the number of items done.
 
   Raises:
-    ValueError: The log is damaged, or one of its records has another
-      state_fingerprint or prompt_hash.
+    ValueError: The log is damaged, or one of its records is of other weights,
+      another prompt or other decode settings.
     OSError: The log cannot be written; what was written stays valid.
   """
-  items = task.items()
-  chosen = subset(items, limit, seed)
-  stored = read_samples(path, state_fingerprint=state_fingerprint)
-  ask = predictor.score if task.mode == 'ppl' else predictor.generate
-  done = sum(item.id in stored for item in chosen)
-  with progress(len(chosen)) as report, SampleWriter(path) as writer:
-    report(done)
-    for group in _groups(task, chosen):
-      for item, _request, asked in group:
-        if item.id in stored:
-          check_field(stored[item.id], 'prompt_hash', asked, path)
-      if all(item.id in stored for item, _, _ in group):
-        continue
-      for index, result in ask(state, [request for _, request, _ in group]):
-        item, _, asked = group[index]
-        if item.id in stored:
-          continue
-        writer.add(
-          {
-            'doc_id': item.id,
-            'group': item.group,
-            'prompt_hash': asked,
-            'state_fingerprint': state_fingerprint,
-            **task.sample(item, result),
-          }
-        )
-        done += 1
-        report(done)
-  stored = read_samples(path, state_fingerprint=state_fingerprint)
-  return task.aggregate(
-    [stored[item.id] for item in chosen], complete=len(chosen) == len(items)
+  task, items = selection.task, selection.items
+  stored = samples.read_samples(path, state_fingerprint=state_fingerprint)
+  for item, key in zip(items, selection.keys, strict=True):
+    for field, value in key.items() if item.id in stored else ():
+      samples.check_field(stored[item.id], field, value, path)
+  with (
+    futures.ThreadPoolExecutor(_SCORERS) as pool,
+    progress(len(items)) as report,
+  ):
+    scores = {
+      item.id: pool.submit(task.score, item, stored[item.id])
+      for item in items
+      if item.id in stored
+    }
+    report(len(scores))
+    flush_every = 1 if task.mode == 'gen' else 16
+    with samples.SampleWriter(path, flush_every) as writer:
+      for index, result in _answers(selection, predictor, state, stored):
+        item = items[index]
+        record = {
+          'doc_id': item.id,
+          'group': item.group,
+          **selection.keys[index],
+          'state_fingerprint': state_fingerprint,
+          **task.answer(item, result),
+        }
+        writer.add(record)
+        stored[item.id] = record
+        scores[item.id] = pool.submit(task.score, item, record)
+        report(len(scores))
+    samples.put_in_order(path, items, stored)
+    found = {name: score.result() for name, score in scores.items()}
+  return _write_scores(selection, stored, found, scores_path)
+
+
+def score(
+  selection: Selection, *, path: PathLike, scores_path: PathLike
+) -> list[Metric]:
+  """The metrics of stored answers, without a model.
+
+  Raises:
+    ValueError: The log is damaged, an item has no answer there, or answers
+      ended early that the task's profile must have in full.
+  """
+  stored = samples.read_samples(path, state_fingerprint=None)
+  missing = [item.id for item in selection.items if item.id not in stored]
+  if missing:
+    raise ValueError(
+      f'{path}: no answer to {len(missing)} of {len(selection.items)} items, '
+      f'{missing[0]!r} for one. Finish the run, or set its limit.'
+    )
+  # Only of a text can be asked whether it was enough.
+  is_cut_short = getattr(selection.task, 'is_cut_short', lambda *_: False)
+  for item in selection.items:
+    if is_cut_short(item, stored[item.id]):
+      raise ValueError(
+        f'{path}: the answer to {item.id!r} ended as soon as another profile '
+        'had what it needs. Run the evaluation again, under this profile or '
+        'with --evals.early_stop=false.'
+      )
+  with futures.ThreadPoolExecutor(_SCORERS) as pool:
+    found = pool.map(
+      lambda item: selection.task.score(item, stored[item.id]),
+      selection.items,
+    )
+    by_id = {item.id: s for item, s in zip(selection.items, found, strict=True)}
+  return _write_scores(selection, stored, by_id, scores_path)
+
+
+def _write_scores(
+  selection: Selection,
+  stored: dict[str, Record],
+  scores: dict[str, Record],
+  path: PathLike,
+) -> list[Metric]:
+  keep = ('doc_id', 'group', 'prompt_hash', 'state_fingerprint', 'nonfinite')
+  files.write_jsonl(
+    path,
+    [
+      {name: stored[item.id][name] for name in keep} | scores[item.id]
+      for item in selection.items
+    ],
+  )
+  return selection.task.aggregate(
+    [stored[item.id] | scores[item.id] for item in selection.items],
+    complete=selection.is_complete,
   )
 
 
-def _groups(
-  task: Task, items: Sequence[Item]
-) -> Iterator[list[tuple[Item, Request, str]]]:
-  """Items with what to ask and its hash, together with others of about the
-  same length."""
-  for first in range(0, len(items), _BLOCK):
-    block = [(item, task.request(item)) for item in items[first:][:_BLOCK]]
-    block.sort(key=lambda pair: (_length(pair[1]), pair[0].id))
-    for start in range(0, len(block), _GROUP):
-      yield [
-        (item, request, prompt_hash(request))
-        for item, request in block[start : start + _GROUP]
-      ]
+def _answers(
+  selection: Selection,
+  predictor: Predictor,
+  state: ModelState,
+  stored: dict[str, Record],
+) -> Iterator[tuple[int, object]]:
+  """Results of the items that are not stored, with their indices."""
+  is_missing = [item.id not in stored for item in selection.items]
+  if selection.task.mode == 'gen':
+    todo = [i for i, missing in enumerate(is_missing) if missing]
+    ask = lambda indices: predictor.generate(
+      state, [selection.requests[i] for i in indices]
+    )
+    groups = [todo] if todo else []
+  else:
+    ask = lambda indices: predictor.score(
+      state, [selection.requests[i] for i in indices]
+    )
+    groups = [
+      group
+      for group in _groups(selection.requests)
+      if any(is_missing[i] for i in group)
+    ]
+  for group in groups:
+    for place, result in ask(group):
+      if is_missing[group[place]]:
+        yield group[place], result
+
+
+def _groups(requests: Sequence[Request]) -> list[list[int]]:
+  """Indices that are asked together: of one prefix and similar length.
+
+  A group that was not finished is asked again as a whole, so that a
+  likelihood does not depend, not even in its last digit, on where an
+  evaluation was interrupted.
+  """
+  by_prefix: dict[tuple[int, ...], list[int]] = {}
+  for i, request in enumerate(requests):
+    by_prefix.setdefault(_prompt(request)[: request.shared], []).append(i)
+  groups = []
+  for members in by_prefix.values():
+    members.sort(key=lambda i: (_length(requests[i]), i))
+    groups += [
+      members[first : first + _GROUP]
+      for first in range(0, len(members), _GROUP)
+    ]
+  return groups
+
+
+def _prompt(request: Request) -> tuple[int, ...]:
+  if isinstance(request, ScoreRequest):
+    return request.context
+  return request.prompt
+
+
+def _is_scored_whole(request: Request) -> bool:
+  return isinstance(request, ScoreRequest) and request.score_context
 
 
 def _length(request: Request) -> int:

@@ -5,32 +5,39 @@ can never be taken for that of another model or another question.
 """
 
 import pathlib
+from collections.abc import Sequence
 from types import TracebackType
 
 from me_jax import files
-from me_jax.evals.task import Sample
+from me_jax.evals.task import Item, Record
 
-_FLUSH_EVERY = 16  # records; each flush waits for the disk
+_KEYS = ('doc_id', 'prompt_hash', 'decode', 'state_fingerprint')
 
 
 def read_samples(
-  path: files.PathLike, *, state_fingerprint: str
-) -> dict[str, Sample]:
+  path: files.PathLike, *, state_fingerprint: str | None
+) -> dict[str, Record]:
   """The records by doc_id.
+
+  Args:
+    path: The log.
+    state_fingerprint: Of the weights that are asked about; None if any will
+      do, as long as it is one.
 
   Raises:
     ValueError: The log is damaged, is of other weights, or holds an item
       twice.
   """
-  stored: dict[str, Sample] = {}
+  stored: dict[str, Record] = {}
   for number, record in enumerate(files.read_jsonl(path), start=1):
     where = f'{pathlib.Path(path)}:{number}'
-    missing = {'doc_id', 'prompt_hash', 'state_fingerprint'} - set(record)
+    missing = set(_KEYS) - set(record)
     if missing:
       raise ValueError(
         f'{where}: the record lacks {", ".join(sorted(missing))}. Delete the '
         'file to have its items computed again.'
       )
+    state_fingerprint = state_fingerprint or record['state_fingerprint']
     check_field(record, 'state_fingerprint', state_fingerprint, where)
     if record['doc_id'] in stored:
       raise ValueError(
@@ -42,8 +49,14 @@ def read_samples(
   return stored
 
 
+def state_of(path: files.PathLike) -> str:
+  """Fingerprint of the state that a log's answers come from."""
+  stored = read_samples(path, state_fingerprint=None)
+  return next(iter(stored.values()))['state_fingerprint']
+
+
 def check_field(
-  record: Sample, field: str, expected: str, where: files.PathLike
+  record: Record, field: str, expected: object, where: files.PathLike
 ) -> None:
   """Returns if the stored record belongs to this run.
 
@@ -58,17 +71,30 @@ def check_field(
     )
 
 
+def put_in_order(
+  path: files.PathLike, items: Sequence[Item], stored: dict[str, Record]
+) -> None:
+  """Writes the finished log again in the order of the items, so that it does
+  not show when and how often its run was interrupted."""
+  chosen = {item.id: stored[item.id] for item in items}
+  in_order = chosen | stored
+  if list(in_order) != list(stored):
+    files.write_jsonl(path, in_order.values())
+
+
 class SampleWriter:
   """Appends records in groups; leaving the context writes the rest."""
 
-  def __init__(self, path: files.PathLike):
+  def __init__(self, path: files.PathLike, flush_every: int):
+    """Binds a log; every so many records it waits for the disk."""
     self._path = path
-    self._waiting: list[Sample] = []
+    self._flush_every = flush_every
+    self._waiting: list[Record] = []
 
-  def add(self, record: Sample) -> None:
-    """Takes a record; it is on the disk a few records later at most."""
+  def add(self, record: Record) -> None:
+    """Takes a record; it is on the disk `flush_every` records later at most."""
     self._waiting.append(record)
-    if len(self._waiting) >= _FLUSH_EVERY:
+    if len(self._waiting) >= self._flush_every:
       self._flush()
 
   def __enter__(self) -> 'SampleWriter':

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from me_jax import files
+from me_jax.config import EvalConfig
+from me_jax.data.sources import DataSources
 from me_jax.typing import (
   GenerateRequest,
   GenerateResult,
   ScoreRequest,
   ScoreResult,
+  Tokenizer,
 )
 
 Request = ScoreRequest | GenerateRequest
 Result = ScoreResult | GenerateResult
-Sample = dict[str, Any]  # plain JSON, without NaN or infinity
+Record = dict[str, Any]  # plain JSON, without NaN or infinity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,15 +56,49 @@ class Metric:
 
 
 @runtime_checkable
+class ProgramRunner(Protocol):
+  """What runs a program that a model wrote; see `sandbox`."""
+
+  def run(self, program: str, tests: Sequence[str]) -> Any:
+    """An outcome with `category` and `detail`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskContext:
+  """What a task is made from.
+
+  Attributes:
+    sources: Where its data are.
+    tokenizer: The model's; None where answers are scored and none is asked
+      for: then only `request` is out of reach.
+    settings: Profile and shortcuts.
+    is_chat: Dialogues are put to the model in LLaMA-2's chat markup.
+    window: Tokens of a prompt with its answer, at most.
+    sandbox: Runs the programs that a model wrote; None where nobody allowed
+      it: then they cannot be scored.
+  """
+
+  sources: DataSources
+  tokenizer: Tokenizer | None = None
+  settings: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  is_chat: bool = False
+  window: int = 2048
+  sandbox: ProgramRunner | None = None
+
+
+@runtime_checkable
 class Task(Protocol):
   """A measure: which items, what is asked, and how answers are scored.
 
   Attributes:
     name: As in the registry.
+    version: The protocol that it follows, e.g. an OpenCompass configuration.
     mode: 'ppl' (asks `ScoreRequest`s) or 'gen' (asks `GenerateRequest`s).
   """
 
   name: str
+  version: str
   mode: str
 
   def items(self) -> Sequence[Item]:
@@ -72,23 +109,31 @@ class Task(Protocol):
     """What the model is asked; the same for every model."""
     ...
 
-  def sample(self, item: Item, result: Result) -> Sample:
-    """The record of one answer, in plain JSON.
+  def answer(self, item: Item, result: Result) -> Record:
+    """What is kept of the model's answer: all that any scoring needs.
 
-    Fields where they apply, named as in lm-evaluation-harness where it has
-    them: target, resps (what the model gave), filtered_resps (what was read
-    off it), correct, n_tokens, stop_reason, nonfinite. Whoever stores the
-    record adds doc_id, group, prompt_hash and state_fingerprint.
+    Fields, named as in lm-evaluation-harness where it has them: resps (what
+    the model gave), n_tokens, stop_reason, nonfinite. Whoever stores the
+    record adds what identifies it.
+    """
+    ...
+
+  def score(self, item: Item, answer: Record) -> Record:
+    """What the stored answer is worth, from it and the item alone.
+
+    Fields: target, filtered_resps (what was read off the answer, by the name
+    of the reading), metrics (by name, 0 to 1).
     """
     ...
 
   def aggregate(
-    self, samples: Sequence[Sample], *, complete: bool
+    self, samples: Sequence[Record], *, complete: bool
   ) -> list[Metric]:
-    """Scores of stored samples, the headline score first.
+    """The task's numbers, the headline first.
 
     Args:
-      samples: As stored, in the order of `items`.
+      samples: Answers with their scores (the fields of both in one record),
+        in the order of `items`.
       complete: They should cover all items; a task that averages over groups
         raises ValueError if a group is missing.
     """
@@ -96,13 +141,20 @@ class Task(Protocol):
 
 
 def prompt_hash(request: Request) -> str:
-  """16 hex digits of a SHA-256 over all that the model is asked."""
+  """16 hex digits of a SHA-256 over the token ids that the model is given."""
   if isinstance(request, ScoreRequest):
-    asked = [request.context, request.continuations, request.score_context]
-  else:
-    stops_early = request.decided is not None
-    asked = [request.prompt, request.max_new_tokens, stops_early]
-  return files.short_hash(asked)
+    return files.short_hash([request.context, request.continuations])
+  return files.short_hash(request.prompt)
+
+
+def decode_settings(request: Request) -> Record:
+  """What else the answer depends on, or what of it is kept."""
+  if isinstance(request, ScoreRequest):
+    return {'score_context': request.score_context}
+  return {
+    'max_gen_toks': request.max_new_tokens,
+    'early_stop': request.decided is not None,
+  }
 
 
 def fingerprint(task: Task) -> str:
@@ -115,5 +167,7 @@ def fingerprint(task: Task) -> str:
     digest.update(content.encode())
     if item.group not in groups:
       groups.add(item.group)
-      digest.update(prompt_hash(task.request(item)).encode())
+      request = task.request(item)
+      asked = [prompt_hash(request), decode_settings(request)]
+      digest.update(files.canonical_json(asked).encode())
   return digest.hexdigest()[:16]

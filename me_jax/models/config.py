@@ -60,6 +60,7 @@ class Preset:
   source: str
   config: ModelConfig
   starts_with_bos: bool
+  is_chat: bool = False
 
 
 _LLAMA2_7B = ModelConfig(
@@ -114,6 +115,7 @@ PRESETS: dict[str, Preset] = {
     source='meta-llama/Llama-2-7b-chat-hf',
     config=_LLAMA2_7B,
     starts_with_bos=True,
+    is_chat=True,
   ),
   'llama2_13b': Preset(
     source='meta-llama/Llama-2-13b-hf', config=_LLAMA2_13B, starts_with_bos=True

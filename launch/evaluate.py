@@ -1,0 +1,187 @@
+"""Evaluates a model, as it is or after the edits of a run.
+
+    python -m launch.evaluate --model=smollm2_135m --tasks=mmlu,commonsenseqa \
+      --limit=200 --data_root=DATA --workdir=runs/smollm2_135m
+    python -m launch.evaluate --run=runs/table1 --edit_step=20 --tasks=bbh \
+      --workdir=runs/table1_bbh
+    python -m launch.evaluate --list_tasks
+    python -m launch.evaluate --check_data --data_root=DATA
+
+Running the same command again resumes; with other tasks it adds them.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from launch import cache, evaluation, inventory, log
+from me_jax import files, generation, rebuild, report, results
+from me_jax.config import EvalConfig
+from me_jax.evals import registry, runner
+from me_jax.models import load
+from me_jax.progress import Progress, duration
+from me_jax.typing import ModelState
+from me_jax.workdir import Workdir
+
+_MODEL = flags.DEFINE_string(
+  'model', None, 'A preset, a directory, a GGUF file or a hub id.'
+)
+_PATH = flags.DEFINE_string(
+  'path',
+  '',
+  'Where the weights of the preset are, if not at their usual place.',
+)
+_RUN = flags.DEFINE_string(
+  'run', None, 'A workdir of launch.run, whose edited model is evaluated.'
+)
+_EDIT_STEP = flags.DEFINE_integer(
+  'edit_step', None, 'After which edit step of --run; the last one if not set.'
+)
+_TASKS = flags.DEFINE_list(
+  'tasks', [], 'What to measure; --list_tasks shows all.'
+)
+_LIMIT = flags.DEFINE_integer(
+  'limit',
+  0,
+  'Items per task, a seeded nested subset; 0 for all.',
+  lower_bound=0,
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the subset.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where answers and scores go.')
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root',
+  None,
+  'Directory with mmlu/, bbh/, ...; else $ME_JAX_DATA, else the public hub.',
+)
+_CACHE_DIR = flags.DEFINE_string(
+  'cache_dir',
+  None,
+  'Compiled programs; else $ME_JAX_CACHE, else ~/.cache/me_jax.',
+)
+_ALLOW_CODE_EXECUTION = flags.DEFINE_bool(
+  'allow_code_execution',
+  False,
+  'Programs that the model writes (MBPP) may be run, in a sandbox.',
+)
+_LIST_TASKS = flags.DEFINE_bool('list_tasks', False, 'Print all tasks and end.')
+_CHECK_DATA = flags.DEFINE_bool(
+  'check_data', False, 'Print what data is at hand, with hashes, and end.'
+)
+_EVALS = config_flags.DEFINE_config_dataclass(
+  'evals', EvalConfig(), 'Profile and shortcuts, see me_jax.config.EvalConfig.'
+)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  log.show_warnings()
+  try:
+    # Overrides set fields one by one, after the checks of the constructor.
+    settings = dataclasses.replace(_EVALS.value)
+    if _LIST_TASKS.value:
+      print(inventory.task_table())
+    elif _CHECK_DATA.value:
+      names = _TASKS.value or list(registry.OFFICIAL_ITEMS)
+      print(inventory.data_table(names, evaluation.sources(_DATA_ROOT.value)))
+    else:
+      evaluate(settings)
+  except (OSError, ValueError, KeyError) as e:
+    sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
+
+
+def evaluate(settings: EvalConfig) -> None:
+  """Everything between the flags and the report."""
+  start = time.monotonic()
+  if bool(_MODEL.value) == bool(_RUN.value):
+    raise ValueError('Say either --model or --run.')
+  if not _TASKS.value or not _WORKDIR.value:
+    raise ValueError('Say --tasks and --workdir; --list_tasks shows all tasks.')
+  cache.open_cache(_CACHE_DIR.value)
+  workdir = Workdir(_WORKDIR.value)
+  state = _state()
+  model, name = state.model, state.model.name
+  print(
+    f'Model: {name}, weights {model.fingerprint[:12]}, on '
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    flush=True,
+  )
+  tasks = evaluation.make_tasks(
+    _TASKS.value,
+    model=name,
+    tokenizer=model.tokenizer,
+    data=evaluation.sources(_DATA_ROOT.value),
+    settings=settings,
+    allow_code_execution=_ALLOW_CODE_EXECUTION.value,
+  )
+  identity = {
+    'config': {
+      'model': {'name': name, 'path': _PATH.value},
+      'evals': dataclasses.asdict(settings),
+      'limit': _LIMIT.value,
+      'seed': _SEED.value,
+      'method': {'name': state.method},
+      'num_edits': state.num_edits,
+      'edit_batch_size': state.edit_batch_size,
+    },
+    'weights': model.fingerprint,
+    'tokenizer': model.tokenizer.fingerprint,
+  }
+  workdir.claim(identity, {'device': jax.devices()[0].device_kind})
+  predictor = generation.LlamaPredictor(
+    model.config, model.tokenizer, refill=settings.refill
+  )
+  for task in tasks:
+    metrics = runner.evaluate(
+      runner.select(
+        task,
+        limit=_LIMIT.value or None,
+        seed=_SEED.value,
+        shares_prefixes=settings.shared_prefix,
+      ),
+      predictor,
+      ModelState(model.params),
+      state_fingerprint=model.fingerprint,
+      path=workdir.samples(task.name, state.edit_step),
+      scores_path=workdir.scores(task.name, state.edit_step),
+      progress=functools.partial(Progress, what=task.name, unit='items'),
+    )
+    results.replace_rows(
+      workdir.results,
+      results.rows(
+        metrics,
+        run=workdir.path.name,
+        method=state.method,
+        model=name,
+        edit_step=state.edit_step,
+        num_edits=state.num_edits,
+        task=task.name,
+        state=model.fingerprint,
+      ),
+    )
+  text = report.benchmarks(results.read_rows(workdir.results))
+  files.write_atomic(workdir.report, text)
+  print(f'\n{text}')
+  print(
+    f'Took {duration(time.monotonic() - start)}. Rows: {workdir.results}. '
+    f'Answers: {workdir.path / "samples"}.'
+  )
+
+
+def _state() -> rebuild.EditedState:
+  """The model, and what was done to it."""
+  if _RUN.value:
+    return rebuild.edited_state(
+      _RUN.value, until=_EDIT_STEP.value, weights=_PATH.value
+    )
+  model = load.load_model(_MODEL.value, path=_PATH.value)
+  return rebuild.EditedState(model, 0, 0, 1, 'unedited')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,66 @@
+"""What programs that evaluate have in common."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from me_jax.config import EvalConfig
+from me_jax.data.sources import DataSources
+from me_jax.evals import registry
+from me_jax.evals.task import Task, TaskContext
+from me_jax.models.config import PRESETS
+from me_jax.sandbox.execute import Sandbox
+from me_jax.typing import Tokenizer
+
+
+def sources(data_root: str | None) -> DataSources:
+  """Where data are looked for."""
+  path = lambda value: pathlib.Path(value) if value else None
+  return DataSources(
+    data_root=path(data_root), env_root=path(os.environ.get('ME_JAX_DATA'))
+  )
+
+
+def make_tasks(
+  names: Sequence[str],
+  *,
+  model: str,
+  tokenizer: Tokenizer | None,
+  data: DataSources,
+  settings: EvalConfig,
+  allow_code_execution: bool,
+) -> list[Task]:
+  """The tasks, ready to be asked of a model and scored.
+
+  Raises:
+    ValueError: There is no such task, or one runs code and that is not
+      allowed.
+    RuntimeError: Code cannot be kept apart on this machine.
+  """
+  runs_code = [
+    name for name in names if registry.base_name(name) in registry.RUNS_CODE
+  ]
+  if runs_code and not allow_code_execution:
+    raise ValueError(
+      f'{", ".join(runs_code)}: scoring runs programs that the model wrote. '
+      'Add --allow_code_execution if this machine may do that, in a sandbox.'
+    )
+  sandbox = None
+  if runs_code:
+    sandbox = Sandbox()
+    print(f'Sandbox: {sandbox.walls}', flush=True)
+  context = TaskContext(
+    sources=data,
+    tokenizer=tokenizer,
+    settings=settings,
+    is_chat=is_chat(model, settings),
+    sandbox=sandbox,
+  )
+  return [registry.make_task(name, context) for name in names]
+
+
+def is_chat(model: str, settings: EvalConfig) -> bool:
+  """Whether dialogues are put to the model in chat markup."""
+  if settings.prompts == 'auto':
+    return model in PRESETS and PRESETS[model].is_chat
+  return settings.prompts == 'chat'
