@@ -95,8 +95,8 @@ class LlamaPredictor:
       activations: Where what lies below the first edited layer is kept for
         texts that are scored again; None computes it each time.
       interventions: From the editor's state to functions at sites.
-      on_trace: Called with 'score', 'prefix', 'prefill', 'insert' or 'decode'
-        at each compile.
+      on_trace: Called with 'score', 'prefix', 'prefill', 'insert', 'grow' or
+        'decode' at each compile.
     """
     self._config = config
     self._tokenizer = tokenizer
@@ -119,6 +119,7 @@ class LlamaPredictor:
     self._prefix = jitted(bound(prefix.prefix), static_argnums=(3,))
     self._prefill = jitted(bound(decoding.prefill))
     self._insert = jitted(decoding.insert, donate_argnums=(0,))
+    self._grow = jitted(decoding.grow, static_argnums=(1,))
     self._decode = jitted(bound(decoding.decode), donate_argnums=(2,))
 
   def score(
@@ -168,6 +169,7 @@ class LlamaPredictor:
         decode=lambda rows, steps, common=common: self._decode(
           state, common, rows, np.int32(steps), eos
         ),
+        grow=self._grow,
         empty_rows=functools.partial(decoding.empty_rows, self._config),
       )
       for (slots, new), indices in _by_shape(members, shape):

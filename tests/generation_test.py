@@ -452,24 +452,43 @@ def test_rows_used_again_save_steps(small, state):
   requests = [
     GenerateRequest(prompt=PROMPTS[0], max_new_tokens=n) for n in lengths
   ]
-  steps = {}
+  calls = {}
   for refill in (True, False):
     predictor = LlamaPredictor(
       small.config, small.tokenizer, max_batch=4, refill=refill
     )
-    seen = []
     decode = predictor._decode
 
-    def counting(*args, decode=decode, seen=seen):
-      rows = decode(*args)
-      seen.append(int(rows.step))
-      return rows
+    def counting(*args, decode=decode, refill=refill):
+      calls[refill] = calls.get(refill, 0) + 1
+      return decode(*args)
 
     predictor._decode = counting
     _generate(predictor, state, requests)
-    steps[refill] = seen[-1]
-  assert steps[False] == 4 * 99
-  assert steps[True] < 0.7 * steps[False]
+  # Sixteen steps a call, 99 to the end of each batch.
+  assert calls[False] == 4 * 7
+  assert calls[True] < 0.7 * calls[False]
+
+
+def test_rows_grow_with_their_answers(small, state, traces, predictor):
+  """Longer than the room that rows begin with, beside short ones."""
+  lengths = [300, 5, 70, 300, 64, 65]
+  requests = [
+    GenerateRequest(prompt=p, max_new_tokens=n)
+    for p, n in zip([*PROMPTS, *PROMPTS], lengths, strict=True)
+  ]
+  before = traces['grow']
+  found = _generate(predictor, state, requests)
+  assert traces['grow'] > before
+  for result, request in zip(found, requests, strict=True):
+    expected = plain_model.greedy(
+      small.config, small.params, request.prompt, min(80, len(result.tokens))
+    )
+    assert result.tokens[:80].tolist() == expected
+    assert (result.stop_reason == 'eos') == (
+      len(result.tokens) < request.max_new_tokens
+    )
+  assert max(len(result.tokens) for result in found) == 300
 
 
 # What lies below the edited layer

@@ -73,7 +73,8 @@ def test_two_parts_equal_the_whole_bit_for_bit(tiny, k):
   caches = below.cache | above.cache
   assert set(caches) == set(whole.cache) == {'0', '1', '2', '3'}
   for name, pair in whole.cache.items():
-    np.testing.assert_array_equal(caches[name], pair)
+    for ours, expected in zip(caches[name], pair, strict=True):
+      np.testing.assert_array_equal(ours, expected)
 
 
 def test_no_layers_is_the_identity(tiny):

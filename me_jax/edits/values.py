@@ -118,16 +118,12 @@ def prepare(
     # what is beyond, which nothing reads.
     window = rows.lookups[:, None] + rows.tail_slots
     window = jnp.minimum(window, length - 1)
-    room = ((0, 0), (0, rows.tail_slots.size), (0, 0), (0, 0))
     subject_logits = llama.logits(config, params, at_lookup(above.x)[-1])
     return Prepared(
       keys=at_lookup(below.taps[key_site]),
       outputs=at_lookup(below.taps[value_site]),
       tail=jnp.take_along_axis(below.x, window[..., None], axis=1),
-      cache={
-        name: (jnp.pad(k, room), jnp.pad(v, room))
-        for name, (k, v) in above.cache.items()
-      },
+      cache=llama.add_slots(above.cache, rows.tail_slots.size),
       essence=jax.nn.log_softmax(subject_logits),
     )
 

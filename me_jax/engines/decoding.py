@@ -1,9 +1,7 @@
 """Greedy decoding with a cache, in rows that can be used again.
 
 Each row has T slots for its prompt, filled from the right, and N for what it
-writes. All rows write to the same slot of these at a step, which goes round:
-no row writes more than N tokens, so a row that begins later never meets its
-own tail, and what a former user of the row left is not valid for the next.
+writes, filled from the left, at its own pace.
 """
 
 from typing import NamedTuple
@@ -25,16 +23,14 @@ class Prompts(NamedTuple):
   """Prompts after one pass over them; G rows, T slots.
 
   Attributes:
-    cache: Keys and values, [G, T, K, H].
-    valid: bool [G, T], which slots are real; prompts end at the right.
-    positions: int32 [G, T].
+    cache: Of T slots.
+    lengths: int32 [G], how many of the T are real; prompts end at the right.
     token: int32 [G], the first new token.
     stop: int32 [G], index into STOP_REASONS: whether it ends the answer.
   """
 
   cache: llama.Cache
-  valid: jax.Array
-  positions: jax.Array
+  lengths: jax.Array
   token: jax.Array
   stop: jax.Array
 
@@ -43,25 +39,19 @@ class Rows(NamedTuple):
   """State of greedy decoding; B rows of T + N slots.
 
   Attributes:
-    step: int32 [], decode steps so far.
-    tokens: int32 [B, N], the answers.
+    lengths: int32 [B], tokens of each prompt.
+    tokens: int32 [B, N], the answers; the last of each was not yet fed.
     count: int32 [B], tokens of each answer.
     limits: int32 [B], tokens wanted.
     stop: int32 [B], index into STOP_REASONS, 0 while running.
-    positions: int32 [B], of the last token, which was not yet fed.
-    valid: bool [B, T + N].
-    key_positions: int32 [B, T + N].
-    cache: Per layer two [B, T + N, K, H].
+    cache: Of T + N slots.
   """
 
-  step: jax.Array
+  lengths: jax.Array
   tokens: jax.Array
   count: jax.Array
   limits: jax.Array
   stop: jax.Array
-  positions: jax.Array
-  valid: jax.Array
-  key_positions: jax.Array
   cache: llama.Cache
 
 
@@ -69,14 +59,11 @@ def empty_rows(config: ModelConfig, batch: int, slots: int, new: int) -> Rows:
   """Rows of which none runs."""
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   return Rows(
-    step=zeros(),
+    lengths=zeros(batch),
     tokens=zeros(batch, new),
-    count=zeros(batch),
+    count=zeros(batch) + 1,
     limits=zeros(batch),
     stop=jnp.full(batch, LENGTH, jnp.int32),
-    positions=zeros(batch),
-    valid=jnp.zeros((batch, slots + new), bool),
-    key_positions=zeros(batch, slots + new),
     cache=llama.empty_cache(config, batch, slots + new),
   )
 
@@ -117,7 +104,7 @@ def prefill(
   )
   logits = llama.logits(forward.config, state.params, output.x[:, -1])
   token, stop = _choose(logits, eos)
-  return Prompts(output.cache, valid, positions, token, stop)
+  return Prompts(output.cache, lengths, token, stop)
 
 
 def insert(
@@ -131,29 +118,32 @@ def insert(
     places: int32 [G], the row of each prompt; B for one not to be used.
     limits: int32 [G], tokens wanted, more than one.
   """
-  batch, new = rows.tokens.shape
-  slots = rows.valid.shape[1] - new
-  first = slots - prompts.valid.shape[1]
+  slots = llama.num_slots(rows.cache) - rows.tokens.shape[1]
+  at = slice(slots - llama.num_slots(prompts.cache), slots)
   # A place of B is outside, and such writes are dropped.
   put = lambda old, value: old.at[places].set(value, mode='drop')
-  at_prompt = lambda old, value: old.at[places, first:slots].set(
-    value, mode='drop'
-  )
-  cache = {
-    name: tuple(at_prompt(old, x) for old, x in zip(pair, found, strict=True))
-    for (name, pair), found in zip(
-      rows.cache.items(), prompts.cache.values(), strict=True
-    )
-  }
-  return rows._replace(
-    tokens=put(rows.tokens, 0).at[places, 0].set(prompts.token, mode='drop'),
+  return Rows(
+    lengths=put(rows.lengths, prompts.lengths),
+    tokens=rows.tokens.at[places, 0].set(prompts.token, mode='drop'),
     count=put(rows.count, 1),
     limits=put(rows.limits, limits),
     stop=put(rows.stop, _RUNNING),
-    positions=put(rows.positions, prompts.positions[:, -1] + 1),
-    valid=at_prompt(put(rows.valid, False), prompts.valid),
-    key_positions=at_prompt(rows.key_positions, prompts.positions),
-    cache=cache,
+    cache={
+      name: (
+        k.at[places, :, at].set(prompts.cache[name][0], mode='drop'),
+        v.at[places, :, :, at].set(prompts.cache[name][1], mode='drop'),
+      )
+      for name, (k, v) in rows.cache.items()
+    },
+  )
+
+
+def grow(rows: Rows, new: int) -> Rows:
+  """The rows with room for so many tokens each."""
+  more = new - rows.tokens.shape[1]
+  return rows._replace(
+    tokens=jnp.pad(rows.tokens, ((0, 0), (0, more))),
+    cache=llama.add_slots(rows.cache, more),
   )
 
 
@@ -167,26 +157,26 @@ def decode(
 ) -> Rows:
   """So many more tokens in each running row, or until none runs."""
   batch, new = rows.tokens.shape
-  slots = rows.valid.shape[1] - new
+  slots = llama.num_slots(rows.cache) - new
   every_row = jnp.arange(batch)
-  last_step = rows.step + steps
+  order = jnp.arange(slots + new)[None]
+  offset = prefix.length if prefix else 0
 
-  def step(rows: Rows) -> Rows:
-    slot = slots + rows.step % new
-    fed = rows.tokens[every_row, rows.count - 1][:, None]
-    positions = rows.positions[:, None]
-    valid = rows.valid.at[:, slot].set(True)
-    key_positions = rows.key_positions.at[:, slot].set(rows.positions)
-    mask = llama.causal_mask(positions, key_positions, valid)
+  def step(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
+    done, rows = carry
+    last = rows.count - 1
+    fed = jnp.take_along_axis(rows.tokens, last[:, None], axis=1)
+    first, end = slots - rows.lengths, slots + rows.count
+    mask = ((order >= first[:, None]) & (order < end[:, None]))[:, None]
     if prefix is not None:
       mask = jnp.concatenate([prefix.mask(batch, 1), mask], axis=-1)
     output = forward(
       state,
       forward.embed(state, fed),
-      positions=positions,
+      positions=(offset + rows.lengths + last)[:, None],
       mask=mask,
       cache=rows.cache,
-      cache_index=slot,
+      cache_index=slots + last,
       prefix=prefix.cache if prefix else None,
     )
     logits = llama.logits(forward.config, state.params, output.x[:, -1])
@@ -197,19 +187,15 @@ def decode(
     stop = jnp.where(count >= rows.limits, LENGTH, ended)
     # A row that does not take the token writes it nowhere.
     place = jnp.where(takes, rows.count, new)
-    return rows._replace(
-      step=rows.step + 1,
+    return done + 1, rows._replace(
       tokens=rows.tokens.at[every_row, place].set(token, mode='drop'),
       count=count,
       stop=jnp.where(running, stop, rows.stop),
-      positions=rows.positions + 1,
-      valid=valid,
-      key_positions=key_positions,
       cache=output.cache,
     )
 
-  goes_on = lambda rows: (rows.step < last_step) & (rows.stop == _RUNNING).any()
-  return jax.lax.while_loop(goes_on, step, rows)
+  goes_on = lambda carry: (carry[0] < steps) & (carry[1].stop == _RUNNING).any()
+  return jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), rows))[1]
 
 
 def _choose(logits: jax.Array, eos: jax.Array) -> tuple[jax.Array, jax.Array]:

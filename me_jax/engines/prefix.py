@@ -15,7 +15,7 @@ class Prefix(NamedTuple):
   """P slots, of which the first `length` are filled. A pytree.
 
   Attributes:
-    cache: Per layer two [P, K, H].
+    cache: Keys [K, P, H] and values [K, H, P] per layer.
     length: int32 [].
   """
 
@@ -24,7 +24,7 @@ class Prefix(NamedTuple):
 
   def mask(self, batch: int, queries: int) -> jax.Array:
     """Every token of the batch sees the whole prefix: [B, T, P]."""
-    slots = next(iter(self.cache.values()))[0].shape[0]
+    slots = llama.num_slots(self.cache)
     seen = jnp.arange(slots) < self.length
     return jnp.broadcast_to(seen, (batch, queries, slots))
 
@@ -64,7 +64,6 @@ def prefix_layers(
     positions=positions,
     mask=llama.causal_mask(positions, positions, positions < length),
   )
+  cache = {name: (k[0], v[0]) for name, (k, v) in output.cache.items()}
   # Empty slots are free to attention, nearly, and not to the layers.
-  pad = lambda a: jnp.pad(a[0], ((0, slots - a.shape[1]), (0, 0), (0, 0)))
-  cache = {name: (pad(k), pad(v)) for name, (k, v) in output.cache.items()}
-  return output.x, Prefix(cache, length)
+  return output.x, Prefix(llama.add_slots(cache, slots - x.shape[1]), length)

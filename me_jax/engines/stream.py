@@ -13,6 +13,8 @@ from me_jax.typing import GenerateRequest, GenerateResult, Tokenizer
 
 _DECIDE_EVERY = 4  # decode steps between two looks at `decided`
 _LOOK_EVERY = 16  # where no request has one
+_ROOM = 64  # tokens of an answer at first
+_GROWTH = 4
 
 
 class DeviceFunctions(NamedTuple):
@@ -22,12 +24,14 @@ class DeviceFunctions(NamedTuple):
     prefill: From ids [G, T] and lengths [G] to `Prompts`.
     insert: See `decoding.insert`.
     decode: From `Rows` and a number of steps to `Rows`.
+    grow: From `Rows` and N to `Rows`.
     empty_rows: From B, T and N to `Rows`.
   """
 
   prefill: Callable[[np.ndarray, np.ndarray], decoding.Prompts]
   insert: Callable[..., decoding.Rows]
   decode: Callable[[decoding.Rows, int], decoding.Rows]
+  grow: Callable[[decoding.Rows, int], decoding.Rows]
   empty_rows: Callable[[int, int, int], decoding.Rows]
 
 
@@ -40,7 +44,8 @@ class Stream:
     tokenizer: The model's.
     batch: B, rows that decode together.
     slots: T, the longest prompt behind the prefix.
-    new: N, the longest answer.
+    new: Tokens of the longest answer; there is room for fewer at first, for
+      attention to the rest would cost as much as if it were there.
     prefill_shape: From the number of prompts and the longest of them to the
       shape [G, T] in which they are put through the model.
     refill: Free rows take the next prompts while others go on; else a batch
@@ -69,9 +74,14 @@ class Stream:
       enough = self.batch if not self.refill else max(1, self.batch // 4)
       if waiting and (not running or len(free) >= min(enough, len(waiting))):
         if rows is None:
-          rows = self.device.empty_rows(self.batch, self.slots, self.new)
+          room = min(_ROOM, self.new)
+          rows = self.device.empty_rows(self.batch, self.slots, room)
         rows = yield from self._begin(rows, waiting, free, running)
         continue
+      room = rows.tokens.shape[1]
+      longest = max(len(answer.tokens) for answer in running.values())
+      if longest + steps > room < self.new:
+        rows = self.device.grow(rows, min(_GROWTH * room, self.new))
       rows = self.device.decode(rows, steps)
       tokens, counts, stops = jax.device_get(
         (rows.tokens, rows.count, rows.stop)

@@ -18,9 +18,11 @@ from me_jax.models import sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Interventions, Params, Site, Taps
 
-# Keys and values of earlier tokens, by layer name: two [B, S, K, H], or
-# [P, K, H] where all rows have them in common.
-Cache = dict[str, tuple[jax.Array, jax.Array]]
+# Keys [B, K, S, H] and values [B, K, H, S] of earlier tokens, by layer name;
+# without B where all rows have them in common. In this order both products of
+# attention read them as they lie.
+KeysValues = tuple[jax.Array, jax.Array]
+Cache = dict[str, KeysValues]
 
 
 class LayersOutput(NamedTuple):
@@ -48,18 +50,16 @@ class Attention(nn.Module):
     v = split(dense(c.num_kv_heads * c.head_dim, name='v_proj')(x))
     q = rope(q, positions, c.rope_theta)
     k = rope(k, positions, c.rope_theta)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1)
     if cache is not None:
-      write = functools.partial(
-        jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1
-      )
-      k, v = write(cache[0], k), write(cache[1], v)
+      k, v = _write(cache, (k, v), cache_index)
 
     groups = c.num_heads // c.num_kv_heads
     q = q.reshape(*q.shape[:2], c.num_kv_heads, groups, c.head_dim)
-    scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k)
+    scores = jnp.einsum('BTKGH,BKSH->BKGTS', q, k)
     if prefix is not None:
       # One product for all rows; the prefix is never copied into each.
-      shared = jnp.einsum('BTKGH,PKH->BKGTP', q, prefix[0])
+      shared = jnp.einsum('BTKGH,KPH->BKGTP', q, prefix[0])
       scores = jnp.concatenate([shared, scores], axis=-1)
     scores = scores / c.head_dim**0.5
     # The lowest finite number, not -inf: a row of padding, which attends to
@@ -73,10 +73,10 @@ class Attention(nn.Module):
       scores.reshape(b, c.num_heads, t, s),
     ).reshape(probs.shape)
     probs = probs.astype(v.dtype)
-    first = s - v.shape[1]
-    out = jnp.einsum('BKGTS,BSKH->BTKGH', probs[..., first:], v)
+    first = s - v.shape[3]
+    out = jnp.einsum('BKGTS,BKHS->BTKGH', probs[..., first:], v)
     if prefix is not None:
-      out += jnp.einsum('BKGTP,PKH->BTKGH', probs[..., :first], prefix[1])
+      out += jnp.einsum('BKGTP,KHP->BTKGH', probs[..., :first], prefix[1])
     out = dense(c.embed_dim, name='o_proj')(out.reshape(b, t, -1))
     return out, (k, v)
 
@@ -144,6 +144,23 @@ class Block(nn.Module):
     return intervene('resid', h + mlp, x), tapped, cache
 
 
+def _write(
+  cache: KeysValues, new: KeysValues, index: jax.Array | int
+) -> KeysValues:
+  """The cache of S slots with T new tokens in it: from slot `index` on, or,
+  if that is [B], one token in a slot of its own in each row."""
+  if jnp.ndim(index) == 0:
+    put = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=index
+    )
+    return put(cache[0], new[0], axis=2), put(cache[1], new[1], axis=3)
+  rows = jnp.arange(len(index))
+  return (
+    cache[0].at[rows, :, index].set(new[0][:, :, 0]),
+    cache[1].at[rows, :, :, index].set(new[1][..., 0]),
+  )
+
+
 def rope(
   x: Float[Array, 'B T N H'], positions: Int[Array, 'B T'], theta: float
 ) -> Float[Array, 'B T N H']:
@@ -174,7 +191,7 @@ def run_layers(
   start: int = 0,
   stop: int | None = None,
   cache: Cache | None = None,
-  cache_index: Int[Array, ''] | int = 0,
+  cache_index: Int[Array, ''] | Int[Array, ' B'] | int = 0,
   prefix: Cache | None = None,
   taps: tuple[Site, ...] = (),
   interventions: Interventions | None = None,
@@ -193,9 +210,10 @@ def run_layers(
     stop: Layer to stop before; None for all.
     cache: Keys and values per layer. Those of the current tokens are written
       to slots [cache_index, cache_index + T) before attention looks at it.
-    cache_index: First slot to write.
-    prefix: Keys and values of tokens that all rows begin with, P slots per
-      layer.
+    cache_index: First slot to write, the same for all rows, or, for a single
+      token, the slot of each.
+    prefix: Keys and values of tokens that all rows begin with, [K, P, H] and
+      [K, H, P] per layer.
     taps: Sites to return.
     interventions: Functions that replace a site's content.
 
@@ -259,10 +277,31 @@ def empty_cache(
   config: ModelConfig, batch: int, slots: int, *, start: int = 0
 ) -> Cache:
   """Zeroed keys and values for layers [start, num_layers)."""
-  shape = (batch, slots, config.num_kv_heads, config.head_dim)
+  heads, size = config.num_kv_heads, config.head_dim
   # Arrays of their own, so that each can be donated.
-  zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
-  return {str(i): (zeros(), zeros()) for i in range(start, config.num_layers)}
+  zeros = lambda *shape: jnp.zeros((batch, heads, *shape), config.dtype)
+  return {
+    str(i): (zeros(slots, size), zeros(size, slots))
+    for i in range(start, config.num_layers)
+  }
+
+
+def add_slots(cache: Cache, count: int) -> Cache:
+  """The cache with so many empty slots after the others"""
+  keys = lambda k: _padded(k, count, k.ndim - 2)
+  values = lambda v: _padded(v, count, v.ndim - 1)
+  return {name: (keys(k), values(v)) for name, (k, v) in cache.items()}
+
+
+def num_slots(cache: Cache) -> int:
+  """S, or P."""
+  return next(iter(cache.values()))[0].shape[-2]
+
+
+def _padded(x: jax.Array, count: int, axis: int) -> jax.Array:
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, count)
+  return jnp.pad(x, widths)
 
 
 def _run_block(
@@ -271,9 +310,9 @@ def _run_block(
   x: jax.Array,
   positions: jax.Array,
   mask: jax.Array,
-  cache: tuple[jax.Array, jax.Array] | None,
+  cache: KeysValues | None,
   cache_index: Any,
-  prefix: tuple[jax.Array, jax.Array] | None,
+  prefix: KeysValues | None,
   taps: tuple[str, ...],
   interventions: Mapping[str, Any] | None = None,
 ):
