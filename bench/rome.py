@@ -21,7 +21,7 @@ import torch
 import transformers
 from absl import app, flags
 
-from bench import rome_floor, torch_rome
+from bench import rome_floor, torch_model, torch_rome
 from me_jax import files, trees
 from me_jax.config import RomeConfig
 from me_jax.data import facts as facts_lib
@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
 def time_facts(model, config, factor, requests, drawn) -> list[Timing]:
   """Edits each fact with both, in turn; prints a line each."""
   leaves = trees.flatten(model.params)
-  torch_model = torch_rome.build_model(
+  plain_model = torch_model.build_model(
     model.config, {path: np.asarray(leaf) for path, leaf in leaves.items()}
   )
   chol = None if factor is None else torch.from_numpy(factor.chol)
@@ -205,7 +205,7 @@ def time_facts(model, config, factor, requests, drawn) -> list[Timing]:
     def plain(settings=settings, token_rows=token_rows):
       start = time.perf_counter()
       found = torch_rome.edit(
-        torch_model,
+        plain_model,
         token_rows,
         layer=config.layer,
         settings=settings,

@@ -5,7 +5,6 @@ the whole network on whole rows at every step. It is what `bench/rome.py`
 measures against, and the other half of the parity test of the latent search.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,46 +36,6 @@ class TorchEdit(NamedTuple):
   right: np.ndarray
 
 
-def build_model(
-  config: Any, leaves: Mapping[str, np.ndarray]
-) -> transformers.LlamaForCausalLM:
-  """A frozen float32 model.
-
-  Args:
-    config: Has the attributes of `me_jax.models.config.ModelConfig`.
-    leaves: Parameters by path, kernels [in, out].
-
-  Raises:
-    RuntimeError: A parameter is missing, unexpected or of the wrong shape.
-  """
-  hf_config = transformers.LlamaConfig(
-    vocab_size=config.vocab_size,
-    hidden_size=config.embed_dim,
-    intermediate_size=config.mlp_dim,
-    num_hidden_layers=config.num_layers,
-    num_attention_heads=config.num_heads,
-    num_key_value_heads=config.num_kv_heads,
-    head_dim=config.head_dim,
-    max_position_embeddings=config.max_positions,
-    rms_norm_eps=config.norm_eps,
-    rope_parameters={'rope_type': 'default', 'rope_theta': config.rope_theta},
-    tie_word_embeddings=config.tie_embeddings,
-    use_cache=False,
-  )
-  model = transformers.LlamaForCausalLM(hf_config).eval()
-  state = {}
-  for path, leaf in leaves.items():
-    module, _, kind = path.rpartition('/')
-    prefix = '' if module == 'lm_head' else 'model.'
-    array = leaf.T if kind == 'kernel' else leaf
-    name = f'{prefix}{module.replace("/", ".")}.weight'
-    state[name] = torch.from_numpy(np.array(array, np.float32, order='C'))
-  if config.tie_embeddings:
-    state['lm_head.weight'] = state['model.embed_tokens.weight']
-  model.load_state_dict(state)
-  return model.requires_grad_(False)
-
-
 def edit(
   model: transformers.LlamaForCausalLM,
   rows: Any,
@@ -88,7 +47,7 @@ def edit(
   """One ROME edit: key pass, latent search, closed form.
 
   Args:
-    model: Of `build_model`; left as it was.
+    model: Of `torch_model.build_model`; left as it was.
     rows: Token rows, as `me_jax.edits.rows.Rows`: template rows, the bare
       prompt's first, and the row of the divergence last.
     layer: The edited layer.

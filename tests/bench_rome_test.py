@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from bench import rome_floor, torch_rome  # noqa: E402
+from bench import rome_floor, torch_model, torch_rome  # noqa: E402
 from me_jax import trees  # noqa: E402
 from me_jax.config import RomeConfig  # noqa: E402
 from me_jax.data.request import EditRequest  # noqa: E402
@@ -27,7 +27,7 @@ REQUEST = EditRequest(
 @pytest.fixture(scope='module')
 def torch_tiny(tiny):
   leaves = trees.flatten(tiny.params)
-  model = torch_rome.build_model(
+  model = torch_model.build_model(
     tiny.config, {path: np.asarray(leaf) for path, leaf in leaves.items()}
   )
   # Of no use for products this small, and slow where cores are busy.
