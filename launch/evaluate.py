@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
       print(inventory.data_table(names, evaluation.sources(_DATA_ROOT.value)))
     else:
       evaluate(settings)
-  except (OSError, ValueError, KeyError) as e:
+  except (OSError, ValueError, KeyError, RuntimeError) as e:
     sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
 
 
@@ -121,7 +121,7 @@ def evaluate(settings: EvalConfig) -> None:
   )
   identity = {
     'config': {
-      'model': {'name': name, 'path': _PATH.value},
+      'model': {'name': name, 'path': _weights_path()},
       'evals': dataclasses.asdict(settings),
       'limit': _LIMIT.value,
       'seed': _SEED.value,
@@ -181,6 +181,13 @@ def _state() -> rebuild.EditedState:
     )
   model = load.load_model(_MODEL.value, path=_PATH.value)
   return rebuild.EditedState(model, 0, 0, 1, 'unedited')
+
+
+def _weights_path() -> str:
+  """Where the base weights are, if not at their usual place."""
+  if _RUN.value and not _PATH.value:
+    return Workdir(_RUN.value).identity()['config']['model']['path']
+  return _PATH.value
 
 
 if __name__ == '__main__':

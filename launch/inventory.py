@@ -8,6 +8,7 @@ from me_jax import files
 from me_jax.data.sources import DataSources
 from me_jax.evals import registry
 from me_jax.evals.task import TaskContext
+from me_jax.models.tokenizer import byte_tokenizer
 
 
 def task_table() -> str:
@@ -31,7 +32,8 @@ def task_table() -> str:
 def data_table(names: Sequence[str], sources: DataSources) -> str:
   """One line per task: items found and expected, a hash of them, or what is
   missing."""
-  context = TaskContext(sources=sources)
+  # Any tokenizer: prompts are made to read what they are made from.
+  context = TaskContext(sources=sources, tokenizer=byte_tokenizer())
   lines = [f'{"task":20} {"items":>7} {"of":>7}  sha256']
   for name in names:
     expected = registry.OFFICIAL_ITEMS.get(registry.base_name(name), 0)
@@ -40,7 +42,7 @@ def data_table(names: Sequence[str], sources: DataSources) -> str:
       items = task.items()
       # Exemplars are data, too.
       for item in {item.group: item for item in items}.values():
-        _read_prompt(task, item)
+        task.request(item)
     except (FileNotFoundError, ValueError) as e:
       lines.append(f'{name:20} {"-":>7} {expected:7,}  {e}')
       continue
@@ -52,8 +54,3 @@ def data_table(names: Sequence[str], sources: DataSources) -> str:
       f'{name:20} {len(items):7,} {expected:7,}  {digest.hexdigest()[:16]}'
     )
   return '\n'.join(lines)
-
-
-def _read_prompt(task, item) -> None:
-  if hasattr(task, 'prompt'):
-    task.prompt(item, task.fewshot(item))

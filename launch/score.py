@@ -3,7 +3,7 @@
     python -m launch.score runs/table1 --data_root=DATA
     python -m launch.score runs/table1 --profile=oc-2024-01 --data_root=DATA
 
-The run's scores and result rows are replaced. Under another profile than the
+The run's scores, result rows and report are replaced. Under another profile than the
 run's own they go to a directory of their own, `rescored/PROFILE` in the run.
 """
 
@@ -14,7 +14,7 @@ import sys
 from absl import app, flags
 
 from launch import evaluation, log
-from me_jax import report, results
+from me_jax import files, report, results, sequential
 from me_jax.config import EvalConfig
 from me_jax.evals import runner, samples
 from me_jax.models import load
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
       raise ValueError(f'Expected one run directory, got {argv[1:]}.')
     score(pathlib.Path(argv[1]))
-  except (OSError, ValueError, KeyError) as e:
+  except (OSError, ValueError, KeyError, RuntimeError) as e:
     sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
 
 
@@ -97,7 +97,13 @@ def score(run: pathlib.Path) -> None:
         f'{task.name}, step {step}: {head.name} {head.value:.1f}, n {head.n}',
         flush=True,
       )
-  print(f'\n{report.benchmarks(results.read_rows(target.results))}')
+  rows = results.read_rows(target.results)
+  if any(row.task == sequential.EDIT_TASK for row in rows):
+    text = report.report(rows, sequential.EDIT_TASK, target.all_scores())
+  else:
+    text = report.benchmarks(rows)
+  files.write_atomic(target.report, text)
+  print(f'\n{text}')
 
 
 if __name__ == '__main__':

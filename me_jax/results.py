@@ -103,10 +103,14 @@ def append_rows(path: files.PathLike, rows: Sequence[Row]) -> None:
 
 
 def replace_rows(path: files.PathLike, rows: Sequence[Row]) -> None:
-  """Writes rows in the place of those of the same task and edit step."""
+  """Writes rows in the place of those of the same task and edit step, or after
+  all others."""
   new = {(row.edit_step, row.task) for row in rows}
-  kept = [r for r in read_rows(path) if (r.edit_step, r.task) not in new]
-  files.write_jsonl(path, map(_to_json, [*kept, *rows]))
+  there = read_rows(path)
+  is_old = [(r.edit_step, r.task) in new for r in there]
+  first = is_old.index(True) if True in is_old else len(there)
+  kept = [r for r, old in zip(there, is_old, strict=True) if not old]
+  files.write_jsonl(path, map(_to_json, [*kept[:first], *rows, *kept[first:]]))
 
 
 def _to_json(row: Row) -> dict[str, Any]:

@@ -194,23 +194,36 @@ def test_early_stop_is_a_switch():
       assert (decided is not None) == wanted
 
 
-def _line_task(profile):
+def _one_reading(profile, read, decided):
   reading = Reading(
     name='oc',
-    filter=lambda item, text: text.partition('\n')[0],
-    mark=lambda item, line: {'accuracy': line == ''},
+    filter=lambda item, text: read(text),
+    mark=lambda item, found: {'accuracy': found == ''},
   )
   return _task(
     context={'profile': profile, 'is_chat': True},
-    stop_when=lambda item: lambda text: '\n' in text,
+    stop_when=lambda item: decided,
     readings=(reading,),
+  )
+
+
+def _first_line(profile):
+  return _one_reading(
+    profile, lambda text: text.partition('\n')[0], lambda text: '\n' in text
+  )
+
+
+def _first_capital(profile):
+  """The I of an instruction is one until the instruction is complete."""
+  return _one_reading(
+    profile, letters.first_capital, lambda text: any(c.isupper() for c in text)
   )
 
 
 _PIECES = ('[INST]', '[INST', '[IN', '[', ']', 'I', 'A', 'B', 'x', ' ', '\n')
 
 
-@pytest.mark.parametrize('make', [_capitals, _line_task])
+@pytest.mark.parametrize('make', [_capitals, _first_line, _first_capital])
 @pytest.mark.parametrize('profile', PROFILES)
 def test_a_decided_text_never_changes_its_answers(make, profile):
   """Whether or not an instruction begins at its end."""

@@ -1,11 +1,15 @@
 """SmolLM2-135M against the numbers of independent implementations."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from evals_fakes import folder
+from evals_fakes import folder, sample_of, task_context
 
-from me_jax.evals import commonsenseqa_cloze, mmlu, perplexity, runner
+from me_jax.evals import mmlu, perplexity, runner
+from me_jax.evals.commonsenseqa_cloze import commonsenseqa_cloze
 from me_jax.generation import LlamaPredictor
+from me_jax.prefixes import shared_lengths
 from me_jax.typing import ModelState
 
 pytestmark = [pytest.mark.model, pytest.mark.data, pytest.mark.golden]
@@ -16,43 +20,69 @@ def predictor(smollm2):
   return LlamaPredictor(smollm2.config, smollm2.tokenizer)
 
 
-def _samples(task, items, predictor, smollm2):
-  results = predictor.score(
-    ModelState(params=smollm2.params), [task.request(item) for item in items]
-  )
+def _samples(task, items, predictor, smollm2, shares_prefixes=False):
+  requests = [task.request(item) for item in items]
+  if shares_prefixes:
+    lengths = shared_lengths([request.context for request in requests])
+    assert min(lengths) > 100
+    requests = [
+      dataclasses.replace(request, shared=length)
+      for request, length in zip(requests, lengths, strict=True)
+    ]
+  results = predictor.score(ModelState(params=smollm2.params), requests)
   samples = {
-    items[index].id: task.sample(items[index], result)
+    items[index].id: sample_of(task, items[index], result)
     for index, result in results
   }
   return [samples[item.id] for item in items]
 
 
 def test_mmlu(golden, data_root, predictor, smollm2):
+  """Whole texts as the reference scores them, and by all shortcuts."""
   expected = golden('mmlu_ppl.json')['items']
   by_id = {f'{e["subject"]}/{e["row"]}': e for e in expected}
   subjects = tuple(dict.fromkeys(e['subject'] for e in expected))
-  task = mmlu.Mmlu(smollm2.tokenizer, folder(data_root), subjects=subjects)
-  items = [item for item in task.items() if item.id in by_id]
+  whole, short = (
+    mmlu.Mmlu(
+      context=task_context(
+        folder(data_root), smollm2.tokenizer, one_forward=one_forward
+      ),
+      subjects=subjects,
+    )
+    for one_forward in (False, True)
+  )
+  items = [item for item in whole.items() if item.id in by_id]
   assert len(items) == len(expected)
-  for item, sample in zip(
-    items, _samples(task, items, predictor, smollm2), strict=True
+  decided = 0
+  for item, sample, letters in zip(
+    items,
+    _samples(whole, items, predictor, smollm2),
+    _samples(short, items, predictor, smollm2, shares_prefixes=True),
+    strict=True,
   ):
     want = by_id[item.id]
     scores = [want['score'][letter] for letter in 'ABCD']
-    assert sample['target'] == want['gold']
-    assert sample['n_tokens'] == want['n_tokens']
+    assert sample['target'] == letters['target'] == want['gold']
+    assert sample['n_tokens'] == letters['n_tokens'] == want['n_tokens']
     np.testing.assert_allclose(sample['resps'], scores, atol=1e-4, rtol=0)
+    # What all four have in common is missing, the same for each.
+    common = np.subtract(sample['resps'], letters['resps'])
+    assert np.ptp(common) < 1e-5 and common.min() > 0
+    np.testing.assert_allclose(
+      sample['letter_logprobs'], letters['letter_logprobs'], atol=2e-3, rtol=0
+    )
     best, second = sorted(scores)[:2]
     if second - best >= 1e-4:
-      assert sample['filtered_resps'] == [want['prediction']]
-    assert not sample['nonfinite']
+      decided += 1
+      assert sample['filtered_resps'] == {'oc': want['prediction']}
+      assert letters['filtered_resps'] == {'oc': want['prediction']}
+    assert not sample['nonfinite'] and not letters['nonfinite']
+  assert decided > len(items) / 2
 
 
 def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2):
   expected = golden('csqa_cloze.json')
-  task = commonsenseqa_cloze.CommonsenseQaCloze(
-    smollm2.tokenizer, folder(data_root)
-  )
+  task = commonsenseqa_cloze(task_context(folder(data_root), smollm2.tokenizer))
   items = task.items()[:300]
   samples = _samples(task, items, predictor, smollm2)
   for item, sample, want in zip(
@@ -62,9 +92,11 @@ def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2):
     np.testing.assert_allclose(
       sample['resps'], want['sum_logprob'], atol=1e-3, rtol=0
     )
-    assert sample['pred_sum'] == want['pred_sum']
-    assert sample['pred_per_token'] == want['pred_per_token']
-    assert sample['filtered_resps'] == [want['pred_per_char']]
+    assert sample['filtered_resps'] == {
+      'per_char': want['pred_per_char'],
+      'per_token': want['pred_per_token'],
+      'sum': want['pred_sum'],
+    }
   values = {m.name: m.value for m in task.aggregate(samples, complete=False)}
   for ours, theirs in (
     ('accuracy_sum', 'pred_sum'),
@@ -81,13 +113,16 @@ def test_wikitext_ppl(golden, data_root, predictor, smollm2, tmp_path):
   (tmp_path / 'wikitext' / 'wiki.test.raw').write_bytes(
     text[: expected['chars']].encode()
   )
-  task = perplexity.wikitext_ppl(smollm2.tokenizer, folder(tmp_path))
+  task = perplexity.wikitext_ppl(
+    task_context(folder(tmp_path), smollm2.tokenizer)
+  )
   ppl, bad = runner.evaluate(
-    task,
+    runner.select(task),
     predictor,
     ModelState(params=smollm2.params),
     state_fingerprint=smollm2.fingerprint,
     path=tmp_path / 'wikitext_ppl.jsonl',
+    scores_path=tmp_path / 'scores.jsonl',
   )
   windows = [item.fields['ids'] for item in task.items()]
   assert sum(len(window) - 1 for window in windows) == expected['n_scored']
