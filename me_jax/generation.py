@@ -29,25 +29,17 @@ from me_jax.typing import (
 )
 
 BUCKETS = (
-  16,
-  32,
-  64,
-  96,
-  128,
-  192,
-  256,
-  384,
-  512,
-  640,
-  768,
-  1024,
-  1280,
-  1536,
+  *range(16, 128, 16),
+  *range(128, 256, 32),
+  *range(256, 512, 64),
+  *range(512, 1024, 128),
+  *range(1024, 2048, 256),
   2048,
   4096,
 )
-# Slots that only attention sees, which costs little: fewer shapes to compile.
-_COARSE = (64, 128, 256, 512, 1024, 2048, 4096)
+# Slots that only attention sees, which costs less: fewer shapes to compile.
+_COARSE = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+_QUERIES = (4, *BUCKETS)
 _ANSWERS = (16, 128, 512, 2048, 4096)
 
 
@@ -74,7 +66,7 @@ class LlamaPredictor:
     config: ModelConfig,
     tokenizer: Tokenizer,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     cache_tokens: int = 16_384,
     max_batch: int = 32,
     refill: bool = True,
@@ -87,7 +79,8 @@ class LlamaPredictor:
     Args:
       config: The model's shape.
       tokenizer: Only to decode what is generated.
-      batch_tokens: Padded tokens put through the model at once, at most.
+      batch_tokens: Padded tokens put through the model at once, at most; None
+        for 1,024 on a processor, whose caches hold no more, else 4,096.
       cache_tokens: Tokens whose keys and values are held while decoding, at
         most.
       max_batch: Requests in one batch, at most.
@@ -100,7 +93,8 @@ class LlamaPredictor:
     """
     self._config = config
     self._tokenizer = tokenizer
-    self._batch_tokens = batch_tokens
+    on_processor = jax.default_backend() == 'cpu'
+    self._batch_tokens = batch_tokens or (1024 if on_processor else 4096)
     self._cache_tokens = cache_tokens
     self._max_batch = max_batch
     self._refill = refill
@@ -127,14 +121,16 @@ class LlamaPredictor:
   ) -> Iterator[tuple[int, ScoreResult]]:
     """Log-probabilities of every request's continuations."""
     rows = [scoring.pack(r) for r in requests]
-    shape = lambda i: (bucket(len(rows[i].ids)), bucket(len(rows[i].slots)))
+    size = lambda i: (len(rows[i].ids), len(rows[i].slots))
     shared = lambda r: r.context[: r.shared]
     for ids, members in _by_prefix(requests, shared):
       score = self._score_behind(state, ids)
-      for batch, (length, queries) in self._batches(members, shape):
-        size = _padded(len(batch), self._rows(length))
+      for batch in self._batches(members, size):
         packed = [rows[i] for i in batch]
-        arrays = scoring.stack(packed, size, length, queries)
+        length = bucket(max(len(row.ids) for row in packed))
+        queries = bucket(max(len(row.slots) for row in packed), _QUERIES)
+        full = _padded(len(batch), self._rows(length))
+        arrays = scoring.stack(packed, full, length, queries)
         logprobs, greedy = jax.device_get(score(packed, *arrays))
         for row, i in enumerate(batch):
           yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
@@ -217,19 +213,22 @@ class LlamaPredictor:
     return max(1, min(self._max_batch, self._batch_tokens // length))
 
   def _batches(
-    self, indices: Sequence[int], shape: Callable[[int], tuple[int, int]]
-  ) -> Iterator[tuple[Sequence[int], tuple[int, int]]]:
-    """Indices of requests that share a shape, with the shape."""
-    for key, members in _by_shape(indices, shape):
-      size = self._rows(key[0])
-      for first in range(0, len(members), size):
-        yield members[first : first + size], key
+    self, indices: Sequence[int], size: Callable[[int], tuple[int, int]]
+  ) -> Iterator[Sequence[int]]:
+    """Indices of requests that are computed together: longest first, so that
+    neighbours need little padding, and running out of memory happens at once
+    or never."""
+    waiting = sorted(indices, key=lambda i: (size(i), -i), reverse=True)
+    while waiting:
+      count = self._rows(bucket(size(waiting[0])[0]))
+      yield waiting[:count]
+      waiting = waiting[count:]
 
 
 def _padded(rows: int, full: int) -> int:
-  """Rows of a batch with padding: the full size, or a power of four, so that
-  a few requests cost little and compile seldom."""
-  return next((n for n in (1, 4, 16) if rows <= n < full), full)
+  """Rows of a batch with padding: the full size, or one of a few smaller, so
+  that a few requests cost little and compile seldom."""
+  return next((n for n in (1, 4, 8, 16) if rows <= n < full), full)
 
 
 def _by_prefix(
@@ -245,8 +244,7 @@ def _by_prefix(
 def _by_shape(
   indices: Sequence[int], shape: Callable[[int], tuple[int, int]]
 ) -> list[tuple[tuple[int, int], list[int]]]:
-  """Indices of requests that share a shape, longest first: running out of
-  memory then happens at once or never."""
+  """Indices of requests that share a shape, longest first."""
   groups: dict[tuple[int, int], list[int]] = {}
   for i in indices:
     groups.setdefault(shape(i), []).append(i)

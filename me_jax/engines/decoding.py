@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from me_jax.engines.forward import Forward
-from me_jax.engines.prefix import Prefix
+from me_jax.engines.prefix import Prefix, arguments
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
 from me_jax.typing import ModelState
@@ -94,13 +94,12 @@ def prefill(
   mask = llama.causal_mask(positions, positions, valid)
   if prefix is not None:
     positions = positions + prefix.length
-    mask = jnp.concatenate([prefix.mask(batch, slots), mask], axis=-1)
   output = forward(
     state,
     forward.embed(state, ids),
     positions=positions,
     mask=mask,
-    prefix=prefix.cache if prefix else None,
+    **arguments(prefix),
   )
   logits = llama.logits(forward.config, state.params, output.x[:, -1])
   token, stop = _choose(logits, eos)
@@ -168,8 +167,6 @@ def decode(
     fed = jnp.take_along_axis(rows.tokens, last[:, None], axis=1)
     first, end = slots - rows.lengths, slots + rows.count
     mask = ((order >= first[:, None]) & (order < end[:, None]))[:, None]
-    if prefix is not None:
-      mask = jnp.concatenate([prefix.mask(batch, 1), mask], axis=-1)
     output = forward(
       state,
       forward.embed(state, fed),
@@ -177,7 +174,7 @@ def decode(
       mask=mask,
       cache=rows.cache,
       cache_index=slots + last,
-      prefix=prefix.cache if prefix else None,
+      **arguments(prefix),
     )
     logits = llama.logits(forward.config, state.params, output.x[:, -1])
     token, ended = _choose(logits, eos)

@@ -1,6 +1,6 @@
 """The keys and values of tokens that many prompts begin with."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,12 @@ class Prefix(NamedTuple):
   cache: llama.Cache
   length: jax.Array
 
-  def mask(self, batch: int, queries: int) -> jax.Array:
-    """Every token of the batch sees the whole prefix: [B, T, P]."""
-    slots = llama.num_slots(self.cache)
-    seen = jnp.arange(slots) < self.length
-    return jnp.broadcast_to(seen, (batch, queries, slots))
+
+def arguments(prefix: Prefix | None) -> dict[str, Any]:
+  """What `llama.run_layers` takes of a prefix."""
+  if prefix is None:
+    return {}
+  return {'prefix': prefix.cache, 'prefix_length': prefix.length}
 
 
 def padded(ids: tuple[int, ...], tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax.engines.forward import Forward
-from me_jax.engines.prefix import Prefix
+from me_jax.engines.prefix import Prefix, arguments
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
 from me_jax.typing import ModelState, ScoreRequest, ScoreResult
@@ -142,14 +142,12 @@ def score_layers(
       | (branches[:, None, :] == branches[:, :, None])
     )
   )
-  if prefix is not None:
-    mask = jnp.concatenate([prefix.mask(*x.shape[:2]), mask], axis=-1)
   return forward(
     state,
     x,
     positions=positions,
     mask=mask,
-    prefix=prefix.cache if prefix else None,
+    **arguments(prefix),
   ).x
 
 

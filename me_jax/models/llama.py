@@ -39,7 +39,18 @@ class Attention(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache, cache_index, prefix, intervene):
+  def __call__(
+    self,
+    x,
+    positions,
+    mask,
+    cache,
+    cache_index,
+    prefix,
+    prefix_length,
+    intervene,
+    is_seen,
+  ):
     c = self.config
     dense = functools.partial(
       nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype)
@@ -54,31 +65,45 @@ class Attention(nn.Module):
     if cache is not None:
       k, v = _write(cache, (k, v), cache_index)
 
-    groups = c.num_heads // c.num_kv_heads
-    q = q.reshape(*q.shape[:2], c.num_kv_heads, groups, c.head_dim)
-    scores = jnp.einsum('BTKGH,BKSH->BKGTS', q, k)
-    if prefix is not None:
+    b, t = x.shape[:2]
+    # In this order both products put their results where they are wanted:
+    # scores are never moved.
+    q = q.reshape(b, t, c.num_kv_heads, -1, c.head_dim) / c.head_dim**0.5
+    q = q.transpose(0, 2, 3, 1, 4)
+    scores = _masked('BKGTH,BKSH->BKGTS', q, k, mask[:, None, None])
+    if prefix is None:
+      weights, total = _softmax(scores)
+    else:
       # One product for all rows; the prefix is never copied into each.
-      shared = jnp.einsum('BTKGH,KPH->BKGTP', q, prefix[0])
-      scores = jnp.concatenate([shared, scores], axis=-1)
-    scores = scores / c.head_dim**0.5
-    # The lowest finite number, not -inf: a row of padding, which attends to
-    # nothing, must not become NaN and leak through 0 * NaN.
-    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), _LOWEST)
-    probs = jax.nn.softmax(scores, axis=-1)
-    b, _, _, t, s = probs.shape
-    probs = intervene(
-      'attn/probs',
-      probs.reshape(b, c.num_heads, t, s),
-      scores.reshape(b, c.num_heads, t, s),
-    ).reshape(probs.shape)
-    probs = probs.astype(v.dtype)
-    first = s - v.shape[3]
-    out = jnp.einsum('BKGTS,BKHS->BTKGH', probs[..., first:], v)
+      is_there = jnp.arange(prefix[0].shape[1]) < prefix_length
+      shared = _masked(
+        'KBGTH,KPH->KBGTP', q.swapaxes(0, 1), prefix[0], is_there
+      )
+      weights, total, shared_weights = _softmax_with_shared(scores, shared)
+    if is_seen:
+      weights, total = self._seen(intervene, weights, total, scores, prefix)
+    out = jnp.einsum('BKGTS,BKHS->BKGTH', weights.astype(v.dtype), v)
     if prefix is not None:
-      out += jnp.einsum('BKGTP,KHP->BTKGH', probs[..., :first], prefix[1])
-    out = dense(c.embed_dim, name='o_proj')(out.reshape(b, t, -1))
-    return out, (k, v)
+      out += jnp.einsum(
+        'KBGTP,KHP->KBGTH', shared_weights.astype(v.dtype), prefix[1]
+      ).swapaxes(0, 1)
+    # Divided here, where there are H numbers a token instead of S.
+    out = (out / total[..., None]).astype(x.dtype)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(b, t, -1)
+    return dense(c.embed_dim, name='o_proj')(out), (k, v)
+
+  def _seen(self, intervene, weights, total, scores, prefix):
+    """The weights as the site `attn/probs` shows and replaces them."""
+    if prefix is not None:
+      raise ValueError(
+        'attn/probs is not available behind a shared prefix. Compute the '
+        'whole text in each row.'
+      )
+    b, k, g, t, s = weights.shape
+    by_head = lambda x: x.reshape(b, k * g, t, s)
+    probs = weights / total[..., None]
+    probs = intervene('attn/probs', by_head(probs), by_head(scores))
+    return probs.reshape(weights.shape), jnp.ones_like(total)
 
 
 class MLP(nn.Module):
@@ -112,6 +137,7 @@ class Block(nn.Module):
     cache,
     cache_index,
     prefix,
+    prefix_length,
     taps=(),
     interventions=None,
   ):
@@ -135,13 +161,46 @@ class Block(nn.Module):
       cache,
       cache_index,
       prefix,
+      prefix_length,
       intervene,
+      is_seen='attn/probs' in taps or 'attn/probs' in (interventions or {}),
     )
     h = x + attn
     mlp = MLP(c, name='mlp')(
       norm(name='post_attention_layernorm')(h), intervene
     )
     return intervene('resid', h + mlp, x), tapped, cache
+
+
+def _masked(
+  names: str, q: jax.Array, k: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Attention scores in float32, where the mask lets."""
+  # The lowest finite number, not -inf: a row of padding, which attends to
+  # nothing, must not become NaN and leak through 0 * NaN.
+  scores = jnp.einsum(names, q, k).astype(jnp.float32)
+  return jnp.where(mask, scores, _LOWEST)
+
+
+def _softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The softmax before it is divided by its total [B, K, G, T]."""
+  highest = jax.lax.stop_gradient(scores.max(axis=-1))
+  weights = jnp.exp(scores - highest[..., None])
+  return weights, weights.sum(axis=-1)
+
+
+def _softmax_with_shared(
+  scores: jax.Array, shared: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The same over `scores` and `shared` [K, B, G, T, P] together: weights,
+  total, weights of `shared`."""
+  turned = lambda x: x.swapaxes(0, 1)
+  highest = jnp.maximum(scores.max(axis=-1), turned(shared.max(axis=-1)))
+  highest = jax.lax.stop_gradient(highest)
+  weights = jnp.exp(scores - highest[..., None])
+  others = jnp.exp(shared - turned(highest)[..., None])
+  total = weights.sum(axis=-1) + turned(others.sum(axis=-1))
+  return weights, total, others
 
 
 def _write(
@@ -193,6 +252,7 @@ def run_layers(
   cache: Cache | None = None,
   cache_index: Int[Array, ''] | Int[Array, ' B'] | int = 0,
   prefix: Cache | None = None,
+  prefix_length: Int[Array, ''] | int = 0,
   taps: tuple[Site, ...] = (),
   interventions: Interventions | None = None,
 ) -> LayersOutput:
@@ -204,8 +264,7 @@ def run_layers(
     x: Residual stream entering layer `start`.
     positions: Place of each token in its text, for the rotary embedding.
     mask: Which slots each token sees, itself included. Without a cache the
-      slots are the T tokens; with one, its S slots. Those of the prefix come
-      before them.
+      slots are the T tokens; with one, its S slots. All see the prefix.
     start: First layer to run.
     stop: Layer to stop before; None for all.
     cache: Keys and values per layer. Those of the current tokens are written
@@ -214,6 +273,7 @@ def run_layers(
       token, the slot of each.
     prefix: Keys and values of tokens that all rows begin with, [K, P, H] and
       [K, H, P] per layer.
+    prefix_length: How many of the P are real.
     taps: Sites to return.
     interventions: Functions that replace a site's content.
 
@@ -241,6 +301,7 @@ def run_layers(
         cache[name] if cache else None,
         cache_index,
         prefix[name] if prefix else None,
+        prefix_length,
         sites.at_layer(taps, i),
         **({'interventions': functions} if functions else {}),
       )
@@ -313,6 +374,7 @@ def _run_block(
   cache: KeysValues | None,
   cache_index: Any,
   prefix: KeysValues | None,
+  prefix_length: Any,
   taps: tuple[str, ...],
   interventions: Mapping[str, Any] | None = None,
 ):
@@ -324,12 +386,13 @@ def _run_block(
     cache,
     cache_index,
     prefix,
+    prefix_length,
     taps,
     interventions,
   )
 
 
-_run_block_jit = jax.jit(_run_block, static_argnums=(0, 8))
+_run_block_jit = jax.jit(_run_block, static_argnums=(0, 9))
 # A float32 model is float32 on accelerators, too, which round the factors of a
 # product to less unless told otherwise. Products of bfloat16 stay as they are.
 _FULL_PRECISION = functools.partial(jax.default_matmul_precision, 'highest')
