@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from me_jax.models import cache as cache_lib
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params
@@ -65,7 +66,7 @@ def sample(
     return (token, output.cache), token
 
   keys = jax.random.split(key, num_new_tokens)
-  output = forward(prompts, llama.empty_cache(config, batch, slots), 0)
+  output = forward(prompts, cache_lib.empty_cache(config, batch, slots), 0)
   first = draw(output.x, keys[0])
   indices = jnp.arange(length, slots - 1)
   _, rest = jax.lax.scan(step, (first, output.cache), (indices, keys[1:]))

@@ -17,7 +17,7 @@ from me_jax.edits import (
 )
 from me_jax.edits.corpus_texts import TextCorpus
 from me_jax.edits.second_moment_collect import collect
-from me_jax.models import llama, sites
+from me_jax.models import attention, llama, sites
 
 _SPEC = {'corpus': 'random bytes', 'n_samples': 60, 'seed': 0}
 _F = 64
@@ -46,7 +46,7 @@ def _keys(model, row, layer):
     model.params,
     llama.embed(model.config, model.params, ids),
     positions=order,
-    mask=llama.causal_mask(order, order, jnp.ones(ids.shape, bool)),
+    mask=attention.causal_mask(order, order, jnp.ones(ids.shape, bool)),
     taps=(sites.site(layer, 'mlp/key'),),
   )
   return np.asarray(output.taps[sites.site(layer, 'mlp/key')][0], np.float64)

@@ -8,8 +8,9 @@ import plain_model
 import pytest
 
 from me_jax import trees
+from me_jax.models import attention, convert, llama, load, sites
+from me_jax.models import cache as cache_lib
 from me_jax.models import config as config_lib
-from me_jax.models import convert, llama, load, sites
 
 IDS = [5, 200, 17, 17, 93, 0, 41]
 TOLERANCE = 1e-5  # float32, activations and logits of order 1
@@ -45,7 +46,7 @@ def _batch(config, params, rows, length, side):
     params,
     llama.embed(config, params, ids),
     positions=positions,
-    mask=llama.causal_mask(positions, positions, valid),
+    mask=attention.causal_mask(positions, positions, valid),
   ).x
   found = np.asarray(llama.logits(config, params, x))
   assert np.isfinite(found).all()  # padding included
@@ -87,7 +88,7 @@ def test_no_layers_is_the_identity(tiny):
 def test_cached_tokens_equal_the_whole(tiny):
   config, params = tiny.config, tiny.params
   whole = plain_model.forward(config, params, IDS).x[0]
-  cache = llama.empty_cache(config, 1, 10)
+  cache = cache_lib.empty_cache(config, 1, 10)
   slots = jnp.arange(10)
   found = []
   for first, ids in ((0, IDS[:4]), (4, IDS[4:5]), (5, IDS[5:])):
@@ -110,6 +111,9 @@ def test_cached_tokens_equal_the_whole(tiny):
 
 def _site_shapes(config, t):
   return {
+    'mlp/in': (1, t, config.embed_dim),
+    'mlp/gate': (1, t, config.mlp_dim),
+    'mlp/up': (1, t, config.mlp_dim),
     'mlp/key': (1, t, config.mlp_dim),
     'mlp/out': (1, t, config.embed_dim),
     'resid': (1, t, config.embed_dim),
@@ -138,8 +142,18 @@ def test_taps_hold_what_their_names_say(tiny):
     rtol=0,
     atol=1e-6,
   )
+  of = lambda name: output.taps[f'layers/2/mlp/{name}']
+  for name in ('gate', 'up'):
+    kernel = trees.get(params, f'layers/2/mlp/{name}_proj/kernel')
+    np.testing.assert_allclose(of('in') @ kernel, of(name), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    jax.nn.silu(of('gate')) * of('up'), of('key'), rtol=0, atol=1e-6
+  )
   below = plain_model.forward(config, params, IDS, stop=3)
-  np.testing.assert_array_equal(output.taps['layers/2/resid'], below.x)
+  # Taps are compiled in, so only equal up to rounding.
+  np.testing.assert_allclose(
+    output.taps['layers/2/resid'], below.x, rtol=0, atol=TOLERANCE
+  )
 
 
 @pytest.mark.parametrize('name', sites.NAMES)
@@ -171,7 +185,12 @@ def test_intervention_gets_the_input_of_its_site(tiny, name):
 
   def again(output, site_input):
     mlp = layer['mlp']
+    scale = layer['post_attention_layernorm']['scale']
+    variance = (site_input**2).mean(axis=-1, keepdims=True)
     return {
+      'mlp/in': lambda h: h / jnp.sqrt(variance + tiny.config.norm_eps) * scale,
+      'mlp/gate': lambda x: x @ mlp['gate_proj']['kernel'],
+      'mlp/up': lambda x: x @ mlp['up_proj']['kernel'],
       'mlp/key': lambda x: (
         jax.nn.silu(x @ mlp['gate_proj']['kernel'])
         * (x @ mlp['up_proj']['kernel'])
@@ -232,7 +251,7 @@ def test_unknown_site(tiny, argument, name):
 
 
 def test_site_refuses_an_unknown_name():
-  with pytest.raises(ValueError, match="No site 'mlp'; there are mlp/key"):
+  with pytest.raises(ValueError, match="No site 'mlp'; there are mlp/in"):
     sites.site(0, 'mlp')
 
 
@@ -274,7 +293,7 @@ def test_rows_that_see_nothing_are_finite(small):
 def test_causal_mask():
   positions = jnp.array([[0, 0, 1]])
   valid = jnp.array([[False, True, True]])
-  mask = llama.causal_mask(positions, positions, valid)
+  mask = attention.causal_mask(positions, positions, valid)
   expected = [[0, 1, 0], [0, 1, 0], [0, 1, 1]]
   np.testing.assert_array_equal(mask[0], np.array(expected, bool))
 
@@ -309,7 +328,7 @@ def test_grouped_queries_equal_repeated_keys_and_values(tiny, num_kv_heads):
 
 def test_rope_depends_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  turned = lambda x, position: llama.rope(x, jnp.array([[position]]), 100.0)
+  turned = lambda x, position: attention.rope(x, jnp.array([[position]]), 100.0)
   product = lambda a, b: float((turned(q, a) * turned(k, b)).sum())
   np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
   assert abs(product(9, 4) - product(9, 5)) > 1e-2

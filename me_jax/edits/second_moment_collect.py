@@ -19,7 +19,7 @@ from jaxtyping import Array, Float32, Int
 
 from me_jax import files
 from me_jax.edits import second_moment, tensor_file, text_batches
-from me_jax.models import llama, sites
+from me_jax.models import attention, llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.models.language_model import LanguageModel
 from me_jax.typing import Params
@@ -130,7 +130,7 @@ def _grams(
     params,
     llama.embed(config, params, ids),
     positions=order,
-    mask=llama.causal_mask(order, order, real),
+    mask=attention.causal_mask(order, order, real),
     stop=max(layers) + 1,
     taps=tuple(taps.values()),
   )

@@ -19,7 +19,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from me_jax.edits.rows import Rows
-from me_jax.models import llama, sites
+from me_jax.models import attention, llama, sites
+from me_jax.models import cache as cache_lib
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params
 
@@ -51,7 +52,7 @@ class Prepared(NamedTuple):
   keys: Float[Array, 'rows F']
   outputs: Float[Array, 'rows D']
   tail: Float[Array, 'rows W D']
-  cache: llama.Cache
+  cache: cache_lib.Cache
   essence: Float[Array, ' V']
 
 
@@ -102,7 +103,7 @@ def prepare(
       config,
       params,
       positions=slots,
-      mask=llama.causal_mask(slots, slots, real),
+      mask=attention.causal_mask(slots, slots, real),
     )
     key_site, value_site = sites.site(layer, 'mlp/key'), sites.site(layer, site)
     below = run(
@@ -123,7 +124,7 @@ def prepare(
       keys=at_lookup(below.taps[key_site]),
       outputs=at_lookup(below.taps[value_site]),
       tail=jnp.take_along_axis(below.x, window[..., None], axis=1),
-      cache=llama.add_slots(above.cache, rows.tail_slots.size),
+      cache=cache_lib.add_slots(above.cache, rows.tail_slots.size),
       essence=jax.nn.log_softmax(subject_logits),
     )
 

@@ -2,6 +2,9 @@
 
 | site                    | content                              | shape     |
 |-------------------------|--------------------------------------|-----------|
+| `layers/{i}/mlp/in`     | input of `gate_proj` and `up_proj`   | [B, T, D] |
+| `layers/{i}/mlp/gate`   | output of `gate_proj`                | [B, T, F] |
+| `layers/{i}/mlp/up`     | output of `up_proj`                  | [B, T, F] |
 | `layers/{i}/mlp/key`    | input of `down_proj`                 | [B, T, F] |
 | `layers/{i}/mlp/out`    | output of `down_proj`                | [B, T, D] |
 | `layers/{i}/resid`      | output of the block                  | [B, T, D] |
@@ -16,7 +19,15 @@ from typing import Any
 
 from me_jax.typing import Site
 
-NAMES = ('mlp/key', 'mlp/out', 'resid', 'attn/probs')
+NAMES = (
+  'mlp/in',
+  'mlp/gate',
+  'mlp/up',
+  'mlp/key',
+  'mlp/out',
+  'resid',
+  'attn/probs',
+)
 
 
 def site(layer: int, name: str) -> Site:
