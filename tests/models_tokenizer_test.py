@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import tokenizers
 from tokenizers import decoders, normalizers, processors
@@ -39,6 +41,16 @@ def llama_like():
   )
 
 
+def _random_text(rng):
+  return ''.join(rng.choices('ab c\n\té日本▁🙂\ufffd', k=rng.randrange(12)))
+
+
+def _assert_text_only_grows(tokenizer, ids):
+  texts = [tokenizer.decode(ids[:i]) for i in range(len(ids) + 1)]
+  for earlier, later in zip(texts, texts[1:], strict=False):
+    assert later.startswith(earlier.rstrip('\ufffd')), (ids, earlier, later)
+
+
 @pytest.mark.parametrize('text', TEXTS)
 def test_byte_tokenizer_is_one_id_per_byte(text):
   tokenizer = tokenizer_lib.byte_tokenizer()
@@ -75,6 +87,59 @@ def test_added_special_tokens_have_an_empty_span():
   assert spans[-1] == (4, 5)
   assert tokenizer.decode(ids) == 'abc é'
   assert 2 not in ids  # It adds no end token, so neither do we.
+
+
+def test_only_bytes_of_no_character_are_replaced():
+  tokenizer = llama_like()
+  of_byte = [tokenizer.backend.token_to_id(f'<0x{b:02X}>') for b in range(256)]
+  word, end = tokenizer.backend.token_to_id('▁a'), 2
+  for data, expected in (
+    (b'\nF', '\nF'),
+    (b'\n\xf0\x9f\x99', '\n\ufffd\ufffd\ufffd'),
+    (b'\n\xf0\x9f\x99\x82', '\n🙂'),
+    (b'\xc3\xa9\xe2\x97\xc3', 'é\ufffd\ufffd\ufffd'),
+    (b'\xe2\x96\x81\xff \xed\xa0\x80', '▁\ufffd \ufffd\ufffd\ufffd'),
+    ('\ufffdé'.encode() + b'\x80', '\ufffdé\ufffd'),
+  ):
+    ids = [of_byte[byte] for byte in data]
+    assert tokenizer.decode(ids) == expected
+    # Spaces, what is skipped (in the middle of a character, too), and an id
+    # that only a model with spare rows has.
+    ids = [1, word, *ids[:2], end, *ids[2:], 999, word]
+    assert tokenizer.decode(ids) == f'a{expected} a'
+
+
+def test_no_byte_tokens_where_the_decoder_knows_none():
+  backend = tokenizer_lib.byte_tokenizer().backend
+  backend.add_tokens(['<0x0A>', '<0xFF>'])
+  tokenizer = tokenizer_lib.FastTokenizer(backend, {'eos_token': '<eos>'})
+  ids = [*tokenizer.encode('é')[:1], *tokenizer.encode('<0x0A><0xFF>')]
+  assert len(ids) == 3
+  assert tokenizer.decode(ids) == '\ufffd<0x0A><0xFF>'
+
+
+def test_decoding_whole_texts_is_left_to_the_backend():
+  tokenizer, rng = llama_like(), random.Random(0)
+  for _ in range(300):
+    text = _random_text(rng)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == tokenizer.backend.decode(ids)
+    # It writes spaces as that sign.
+    assert tokenizer.decode(ids) == text.replace('▁', ' ')
+
+
+@pytest.mark.parametrize('make', [tokenizer_lib.byte_tokenizer, llama_like])
+def test_text_grows_with_its_tokens(make):
+  tokenizer, rng = make(), random.Random(0)
+  for _ in range(200):
+    ids = tokenizer.encode(_random_text(rng))
+    _assert_text_only_grows(tokenizer, ids)
+    if ids:
+      del ids[rng.randrange(len(ids))]
+    for _ in range(4):
+      place = rng.randrange(len(ids) + 1)
+      ids.insert(place, rng.randrange(tokenizer.vocab_size))
+    _assert_text_only_grows(tokenizer, ids)
 
 
 @pytest.mark.parametrize('make', [tokenizer_lib.byte_tokenizer, llama_like])
@@ -165,3 +230,14 @@ def test_real_tokenizer_survives_saving(smollm2, tmp_path):
   for text in TEXTS:
     assert loaded.encode(text) == smollm2.tokenizer.encode(text)
     assert loaded.decode(loaded.encode(text)) == text
+
+
+@pytest.mark.model
+def test_real_text_grows_with_its_tokens(smollm2):
+  rng = random.Random(0)
+  for _ in range(50):
+    ids = smollm2.tokenizer.encode(_random_text(rng))
+    # Ids below 1000 are mostly single bytes and short pieces.
+    ids += [rng.randrange(1000) for _ in range(6)]
+    rng.shuffle(ids)
+    _assert_text_only_grows(smollm2.tokenizer, ids)

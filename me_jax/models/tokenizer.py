@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -13,6 +15,8 @@ from tokenizers import decoders, pre_tokenizers, processors
 from me_jax import files
 
 _ROLES = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+_BYTE = re.compile('<0x([0-9A-Fa-f]{2})>')
+_NO_CHARACTER = '\ufffd'  # stands for bytes that are no UTF-8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,8 +89,21 @@ class FastTokenizer:
     return encoding.ids, encoding.offsets
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of `ids`, special tokens skipped."""
-    return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+    """Text of `ids`, special tokens skipped.
+
+    Bytes that are part of no character become U+FFFD, and no others do. So
+    the text of the first ids, without U+FFFD at its end, begins the whole text.
+    """
+    ids = [int(i) for i in ids]
+    text = self.backend.decode(ids, skip_special_tokens=True)
+    decoder = self.backend.decoder
+    if _NO_CHARACTER not in text or not _joins_bytes(decoder):
+      return text
+    # The backend has replaced each run of byte tokens as a whole.
+    special = self.special_ids
+    tokens = [self.backend.id_to_token(i) for i in ids if i not in special]
+    known = [token for token in tokens if token is not None]
+    return decoder.decode(list(_with_whole_characters(known)))
 
   def save(self, directory: files.PathLike) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`.
@@ -186,3 +203,27 @@ def byte_tokenizer() -> FastTokenizer:
   backend.decoder = decoders.ByteLevel()
   backend.add_special_tokens(['<eos>'])
   return FastTokenizer(backend, {'eos_token': '<eos>'})
+
+
+def _joins_bytes(decoder: decoders.Decoder | None) -> bool:
+  """Whether tokens such as `<0x41>` stand for bytes."""
+  return decoder is not None and decoder.decode(['<0x41>']) == 'A'
+
+
+def _with_whole_characters(tokens: Iterable[str]) -> Iterator[str]:
+  """The tokens, with U+FFFD for each byte token that is part of no character.
+
+  As in SentencePiece. The runs of byte tokens that are left are UTF-8.
+  """
+  is_byte = lambda token: _BYTE.fullmatch(token) is not None
+  for are_bytes, run in itertools.groupby(tokens, is_byte):
+    if not are_bytes:
+      yield from run
+      continue
+    data = bytes(int(_BYTE.fullmatch(token)[1], 16) for token in run)
+    for character in data.decode('utf-8', errors='surrogateescape'):
+      # Bytes that are no UTF-8 come out as halves of surrogate pairs.
+      if '\udc80' <= character <= '\udcff':
+        yield _NO_CHARACTER
+      else:
+        yield from (f'<0x{byte:02X}>' for byte in character.encode())
