@@ -7,7 +7,7 @@ requests begin with in common is computed once.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -136,9 +136,20 @@ class LlamaPredictor:
           yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
 
   def generate(
-    self, state: ModelState, requests: Sequence[GenerateRequest]
+    self,
+    state: ModelState,
+    requests: Sequence[GenerateRequest],
+    *,
+    skip: Collection[int] = (),
   ) -> Iterator[tuple[int, GenerateResult]]:
     """Greedy continuations, each until its end token, limit or decision.
+
+    Args:
+      state: The model.
+      requests: What is asked.
+      skip: Indices of requests that need no answer any more. They count where
+        the shapes of arrays are chosen, so the others' answers are what they
+        would be without it.
 
     Raises:
       ValueError: A request has no prompt token of its own, or is too long.
@@ -156,6 +167,8 @@ class LlamaPredictor:
     )
     shared = lambda r: r.prompt[: r.shared]
     for ids, members in _by_prefix(requests, shared):
+      if all(i in skip for i in members):
+        continue
       common = self._common(state, ids)
       device = DeviceFunctions(
         prefill=lambda *args, common=common: self._prefill(
@@ -170,16 +183,17 @@ class LlamaPredictor:
       )
       for (slots, new), indices in _by_shape(members, shape):
         rows = max(1, min(self._max_batch, self._cache_tokens // (slots + new)))
+        batch = _padded(len(indices), rows)
         stream = Stream(
           device=device,
           tokenizer=self._tokenizer,
-          batch=_padded(len(indices), rows),
+          batch=batch,
           slots=slots,
           new=new,
-          prefill_shape=self._prefill_shape,
+          prefill_shape=functools.partial(self._prefill_shape, batch),
           refill=self._refill,
         )
-        yield from stream([(i, requests[i]) for i in indices])
+        yield from stream([(i, requests[i]) for i in indices if i not in skip])
 
   @property
   def eos_id(self) -> int:
@@ -205,9 +219,10 @@ class LlamaPredictor:
       state, *prefix.padded(ids, length), bucket(length, _COARSE)
     )
 
-  def _prefill_shape(self, prompts: int, longest: int) -> tuple[int, int]:
-    length = bucket(longest)
-    return _padded(prompts, self._rows(length)), length
+  def _prefill_shape(self, batch: int, length: int) -> tuple[int, int]:
+    """As many prompts at once as rows are waited for, a quarter of them."""
+    slots = bucket(length)
+    return min(max(1, batch // 4), self._rows(slots)), slots
 
   def _rows(self, length: int) -> int:
     return max(1, min(self._max_batch, self._batch_tokens // length))

@@ -5,7 +5,7 @@ hidden, N heads, K key-value heads, H head size, V vocabulary, R edit rank.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -103,14 +103,18 @@ class GenerateResult:
 @runtime_checkable
 class Predictor(Protocol):
   """What an evaluation may ask of a model. Results come as they are ready,
-  in any order, each with the index of its request."""
+  in any order, each with the index of its request; none for those to skip."""
 
   def score(
     self, state: ModelState, requests: Sequence[ScoreRequest]
   ) -> Iterator[tuple[int, ScoreResult]]: ...
 
   def generate(
-    self, state: ModelState, requests: Sequence[GenerateRequest]
+    self,
+    state: ModelState,
+    requests: Sequence[GenerateRequest],
+    *,
+    skip: Collection[int] = (),
   ) -> Iterator[tuple[int, GenerateResult]]: ...
 
 

@@ -93,9 +93,11 @@ class FakePredictor:
         ),
       )
 
-  def generate(self, state, requests):
+  def generate(self, state, requests, *, skip=()):
     self.batches.append(tuple(requests))
     for index in reversed(range(len(requests))):
+      if index in skip:
+        continue
       self._count(requests[index])
       digest = _digest(requests[index].prompt)
       text = f'\n{"ABCDE"[digest % 5]}\n' if self.text is None else self.text

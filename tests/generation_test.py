@@ -361,6 +361,79 @@ def test_non_finite_from_the_start(small, predictor):
   assert found.tokens.size == 0 and found.text == ''
 
 
+def test_a_row_that_was_not_finite_leaves_nothing_behind(small, uncached):
+  """One row for both answers; the first ends in what is not a number."""
+  one_row = LlamaPredictor(small.config, small.tokenizer, max_batch=1)
+  others = (*PROMPTS[0], *PROMPTS[1], *uncached[1])
+  first = next(
+    i for i in range(1, 11) if uncached[0][i] not in (*uncached[0][:i], *others)
+  )
+  embedding = small.params['embed_tokens']['embedding']
+  bad = embedding.at[uncached[0][first]].set(jnp.nan)
+  broken = trees.set_leaf(small.params, 'embed_tokens/embedding', bad)
+  requests = [GenerateRequest(prompt=p, max_new_tokens=12) for p in PROMPTS[:2]]
+  a, b = _generate(one_row, ModelState(broken), requests)
+  assert a.stop_reason == 'nonfinite'
+  assert a.tokens.tolist() == uncached[0][: first + 1]
+  assert b.stop_reason == 'length' and b.tokens.tolist() == uncached[1]
+
+
+@pytest.mark.parametrize('value', [jnp.nan, jnp.inf, 1e30])
+def test_padding_spoils_nothing(small, predictor, state, value):
+  """No id of padding is a token of its own that might overflow."""
+  embedding = small.params['embed_tokens']['embedding']
+  broken = trees.set_leaf(
+    small.params, 'embed_tokens/embedding', embedding.at[0].set(value)
+  )
+  prompts = [p for p in _questions(9) if 0 not in p]
+  requests = [
+    GenerateRequest(prompt=p, max_new_tokens=2, shared=s)
+    for p, s in zip(prompts, shared_lengths(prompts), strict=True)
+  ]
+  for a, b in zip(
+    _generate(predictor, ModelState(broken), requests),
+    _generate(predictor, state, requests),
+    strict=True,
+  ):
+    assert 0 not in b.tokens
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert a.stop_reason == b.stop_reason
+  scored = _scored(5)
+  for a, b in zip(
+    _score(predictor, ModelState(broken), scored),
+    _score(predictor, state, scored),
+    strict=True,
+  ):
+    _assert_same_score(a, b)
+
+
+def test_what_is_skipped_changes_no_shape(small, state):
+  """Of twenty answers the rest is computed in the same arrays."""
+  shapes = collections.defaultdict(set)
+  predictor = LlamaPredictor(small.config, small.tokenizer)
+  for name in ('_prefill', '_insert', '_decode'):
+    compute = getattr(predictor, name)
+
+    def noting(*args, name=name, compute=compute):
+      found = jax.tree.map(np.shape, args[1:])
+      shapes[name].add(str(found))
+      return compute(*args)
+
+    setattr(predictor, name, noting)
+  requests = [
+    GenerateRequest(prompt=p, max_new_tokens=1 + i, shared=32 if i > 3 else 0)
+    for i, p in enumerate(_questions(20))
+  ]
+  whole = _generate(predictor, state, requests)
+  seen = {name: set(found) for name, found in shapes.items()}
+  for skip in (range(0, 20, 2), range(19), range(20)):
+    rest = dict(predictor.generate(state, requests, skip=set(skip)))
+    assert set(rest) == set(range(20)) - set(skip)
+    for i, found in rest.items():
+      np.testing.assert_array_equal(found.tokens, whole[i].tokens)
+  assert shapes == seen and set(seen) == {'_prefill', '_insert', '_decode'}
+
+
 def test_empty_prompt_is_refused(predictor, state):
   request = GenerateRequest(prompt=(), max_new_tokens=3)
   with pytest.raises(ValueError, match='prompt'):

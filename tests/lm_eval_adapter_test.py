@@ -48,9 +48,9 @@ class Recorder:
     self.asked.extend(requests)
     return self._predictor.score(state, requests)
 
-  def generate(self, state, requests):
+  def generate(self, state, requests, *, skip=()):
     self.asked.extend(requests)
-    return self._predictor.generate(state, requests)
+    return self._predictor.generate(state, requests, skip=skip)
 
 
 class Scripted:
@@ -63,7 +63,8 @@ class Scripted:
   def score(self, state, requests):
     raise NotImplementedError
 
-  def generate(self, state, requests):
+  def generate(self, state, requests, *, skip=()):
+    assert not skip
     for i in reversed(range(len(requests))):
       yield (
         i,

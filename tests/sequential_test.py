@@ -113,7 +113,8 @@ class CountingPredictor:
         ),
       )
 
-  def generate(self, state, requests):
+  def generate(self, state, requests, *, skip=()):
+    assert not skip
     for index in reversed(range(len(requests))):
       rng = self._answer_rng(state, requests[index])
       tokens = rng.integers(256, size=requests[index].max_new_tokens)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from me_jax.engines.forward import Forward
+from me_jax.engines.padding import pad_mask
 from me_jax.engines.prefix import Prefix, arguments
+from me_jax.models import cache as cache_lib
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
 from me_jax.typing import ModelState
@@ -29,7 +31,7 @@ class Prompts(NamedTuple):
     stop: int32 [G], index into STOP_REASONS: whether it ends the answer.
   """
 
-  cache: llama.Cache
+  cache: cache_lib.Cache
   lengths: jax.Array
   token: jax.Array
   stop: jax.Array
@@ -52,7 +54,7 @@ class Rows(NamedTuple):
   count: jax.Array
   limits: jax.Array
   stop: jax.Array
-  cache: llama.Cache
+  cache: cache_lib.Cache
 
 
 def empty_rows(config: ModelConfig, batch: int, slots: int, new: int) -> Rows:
@@ -64,7 +66,7 @@ def empty_rows(config: ModelConfig, batch: int, slots: int, new: int) -> Rows:
     count=zeros(batch) + 1,
     limits=zeros(batch),
     stop=jnp.full(batch, LENGTH, jnp.int32),
-    cache=llama.empty_cache(config, batch, slots + new),
+    cache=cache_lib.empty_cache(config, batch, slots + new),
   )
 
 
@@ -82,7 +84,8 @@ def prefill(
     forward: The model.
     state: Its weights.
     prefix: What all prompts begin with; None for nothing.
-    ids: The rest of each prompt, [G, T], padded on the left.
+    ids: The rest of each prompt, [G, T], padded on the left with its first
+      token; see `padding`.
     lengths: int32 [G], how many of the T are real.
     eos: The end token.
   """
@@ -91,7 +94,7 @@ def prefill(
   order = jnp.arange(slots)[None]
   valid = order >= before
   positions = jnp.maximum(order - before, 0)
-  mask = llama.causal_mask(positions, positions, valid)
+  mask = pad_mask(order[:, None, :] <= order[:, :, None], valid)
   if prefix is not None:
     positions = positions + prefix.length
   output = forward(
@@ -111,14 +114,18 @@ def insert(
 ) -> Rows:
   """Rows with prompts in some of them, running.
 
+  Of what a row held before nothing is left: it may not have been finite.
+
   Args:
     rows: Those of `places` are done with.
     prompts: With at most as many slots as the rows have for a prompt.
     places: int32 [G], the row of each prompt; B for one not to be used.
     limits: int32 [G], tokens wanted, more than one.
   """
-  slots = llama.num_slots(rows.cache) - rows.tokens.shape[1]
-  at = slice(slots - llama.num_slots(prompts.cache), slots)
+  slots = cache_lib.num_slots(rows.cache) - rows.tokens.shape[1]
+  # Empty slots on both sides, so that whole rows are replaced.
+  before = slots - cache_lib.num_slots(prompts.cache)
+  cache = cache_lib.add_slots(prompts.cache, rows.tokens.shape[1], before)
   # A place of B is outside, and such writes are dropped.
   put = lambda old, value: old.at[places].set(value, mode='drop')
   return Rows(
@@ -127,13 +134,7 @@ def insert(
     count=put(rows.count, 1),
     limits=put(rows.limits, limits),
     stop=put(rows.stop, _RUNNING),
-    cache={
-      name: (
-        k.at[places, :, at].set(prompts.cache[name][0], mode='drop'),
-        v.at[places, :, :, at].set(prompts.cache[name][1], mode='drop'),
-      )
-      for name, (k, v) in rows.cache.items()
-    },
+    cache=jax.tree.map(put, rows.cache, cache),
   )
 
 
@@ -142,7 +143,7 @@ def grow(rows: Rows, new: int) -> Rows:
   more = new - rows.tokens.shape[1]
   return rows._replace(
     tokens=jnp.pad(rows.tokens, ((0, 0), (0, more))),
-    cache=llama.add_slots(rows.cache, more),
+    cache=cache_lib.add_slots(rows.cache, more),
   )
 
 
@@ -156,7 +157,7 @@ def decode(
 ) -> Rows:
   """So many more tokens in each running row, or until none runs."""
   batch, new = rows.tokens.shape
-  slots = llama.num_slots(rows.cache) - new
+  slots = cache_lib.num_slots(rows.cache) - new
   every_row = jnp.arange(batch)
   order = jnp.arange(slots + new)[None]
   offset = prefix.length if prefix else 0

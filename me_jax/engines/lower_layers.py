@@ -25,6 +25,10 @@ class Activations:
 
   They belong to the very arrays below the layer: a state that has others there
   finds nothing, so what is found is never that of another model.
+
+  Attributes:
+    layer: Nothing below it is ever edited.
+    has_room: The last text that came still fitted in.
   """
 
   def __init__(self, layer: int, max_bytes: int):
@@ -35,6 +39,7 @@ class Activations:
       max_bytes: What is beyond is computed each time.
     """
     self.layer = layer
+    self.has_room = max_bytes > 0
     self._max_bytes = max_bytes
     self._weights: list[jax.Array] = []
     self._kept: dict[bytes, np.ndarray] = {}
@@ -49,6 +54,7 @@ class Activations:
       a is b for a, b in zip(weights, self._weights, strict=True)
     ):
       self._weights, self._kept, self._bytes = weights, {}, 0
+      self.has_room = self._max_bytes > 0
     return self
 
   def get(self, key: bytes) -> np.ndarray | None:
@@ -57,7 +63,10 @@ class Activations:
 
   def keep(self, key: bytes, x: np.ndarray) -> None:
     """Keeps a text, if there is room."""
-    if key not in self._kept and self._bytes + x.nbytes <= self._max_bytes:
+    if key in self._kept:
+      return
+    self.has_room = self._bytes + x.nbytes <= self._max_bytes
+    if self.has_room:
       self._kept[key] = x.copy()
       self._bytes += x.nbytes
 
@@ -147,9 +156,10 @@ class Scorer:
         x = self._score_lower(
           state, lower(), tokens, lengths, positions, branches
         )
-        on_host = np.asarray(x)
-        for i, key in enumerate(keys):
-          store.keep(key, on_host[i, : lengths[i]])
+        if store.has_room:
+          on_host = np.asarray(x)
+          for i, key in enumerate(keys):
+            store.keep(key, on_host[i, : lengths[i]])
       return self._score_upper(
         state, upper(), x, at, targets, lengths, positions, branches
       )

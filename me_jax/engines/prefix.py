@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax.engines.forward import Forward
-from me_jax.models import llama
+from me_jax.engines.padding import pad_mask
+from me_jax.models import cache as cache_lib
 from me_jax.typing import ModelState
 
 
@@ -19,7 +20,7 @@ class Prefix(NamedTuple):
     length: int32 [].
   """
 
-  cache: llama.Cache
+  cache: cache_lib.Cache
   length: jax.Array
 
 
@@ -32,7 +33,7 @@ def arguments(prefix: Prefix | None) -> dict[str, Any]:
 
 def padded(ids: tuple[int, ...], tokens: int) -> tuple[np.ndarray, np.ndarray]:
   """Arguments of `prefix`: ids int32 [1, T] and their number."""
-  row = np.zeros((1, tokens), np.int32)
+  row = np.full((1, tokens), ids[0], np.int32)
   row[0, : len(ids)] = ids
   return row, np.asarray(len(ids), np.int32)
 
@@ -58,13 +59,16 @@ def prefix_layers(
 ) -> tuple[jax.Array, Prefix]:
   """The prefix in the layers of `forward`, from what enters them, [1, T, D],
   and what leaves them."""
-  positions = jnp.arange(x.shape[1])[None]
+  order = jnp.arange(x.shape[1])[None]
+  real = order < length
   output = forward(
     state,
     x,
-    positions=positions,
-    mask=llama.causal_mask(positions, positions, positions < length),
+    positions=jnp.where(real, order, 0),
+    mask=pad_mask(order[:, None, :] <= order[:, :, None], real),
   )
   cache = {name: (k[0], v[0]) for name, (k, v) in output.cache.items()}
   # Empty slots are free to attention, nearly, and not to the layers.
-  return output.x, Prefix(llama.add_slots(cache, slots - x.shape[1]), length)
+  return output.x, Prefix(
+    cache_lib.add_slots(cache, slots - x.shape[1]), length
+  )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax.engines.forward import Forward
+from me_jax.engines.padding import pad_mask
 from me_jax.engines.prefix import Prefix, arguments
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
@@ -91,7 +92,8 @@ def stack(
   rows: Sequence[Packed], size: int, length: int, queries: int
 ) -> tuple[np.ndarray, ...]:
   """The arrays of `score`: lengths [size], then those of `Packed` as int32
-  [size, length] or [size, queries], zeros where there is nothing."""
+  [size, length] or [size, queries], padded with the first token of the row
+  (see `padding`), slots and targets with zeros."""
   lengths = np.zeros(size, np.int32)
   lengths[: len(rows)] = [len(row.ids) for row in rows]
   widths = Packed(length, length, length, queries, queries)
@@ -99,7 +101,10 @@ def stack(
   for name, width in widths._asdict().items():
     array = np.zeros((size, width), np.int32)
     for i, row in enumerate(rows):
-      array[i, : len(getattr(row, name))] = getattr(row, name)
+      values = getattr(row, name)
+      if name in ('ids', 'positions', 'branches'):
+        array[i] = values[0]
+      array[i, : len(values)] = values
     arrays.append(array)
   return lengths, *arrays
 
@@ -134,19 +139,14 @@ def score_layers(
   """Stacked rows [B, T, D] through the layers of `forward`."""
   order = jnp.arange(x.shape[1])
   real = order < lengths[:, None]
-  mask = (
-    real[:, None, :]
-    & (order[None, :] <= order[:, None])[None]
-    & (
-      (branches[:, None, :] == 0)
-      | (branches[:, None, :] == branches[:, :, None])
-    )
+  mask = (order[None, :] <= order[:, None])[None] & (
+    (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
   )
   return forward(
     state,
     x,
     positions=positions,
-    mask=mask,
+    mask=pad_mask(mask, real),
     **arguments(prefix),
   ).x
 

@@ -46,8 +46,9 @@ class Stream:
     slots: T, the longest prompt behind the prefix.
     new: Tokens of the longest answer; there is room for fewer at first, for
       attention to the rest would cost as much as if it were there.
-    prefill_shape: From the number of prompts and the longest of them to the
-      shape [G, T] in which they are put through the model.
+    prefill_shape: From the length of a prompt behind the prefix to the shape
+      [G, T] in which it is put through the model, of its own whatever else
+      waits: an answer does not depend on which others were there before.
     refill: Free rows take the next prompts while others go on; else a batch
       is decoded to its end before the next begins.
   """
@@ -57,7 +58,7 @@ class Stream:
   batch: int
   slots: int
   new: int
-  prefill_shape: Callable[[int, int], tuple[int, int]]
+  prefill_shape: Callable[[int], tuple[int, int]]
   refill: bool
 
   def __call__(
@@ -67,16 +68,13 @@ class Stream:
     decides = any(request.decided for _, request in requests)
     steps = _DECIDE_EVERY if decides else _LOOK_EVERY
     waiting = deque(sorted(requests, key=lambda r: (-_own_length(r[1]), r[0])))
-    rows = None
+    room = min(_ROOM, self.new)
+    rows = self.device.empty_rows(self.batch, self.slots, room)
     running: dict[int, _Answer] = {}
     while waiting or running:
-      free = [row for row in range(self.batch) if row not in running]
-      enough = self.batch if not self.refill else max(1, self.batch // 4)
-      if waiting and (not running or len(free) >= min(enough, len(waiting))):
-        if rows is None:
-          room = min(_ROOM, self.new)
-          rows = self.device.empty_rows(self.batch, self.slots, room)
-        rows = yield from self._begin(rows, waiting, free, running)
+      if self.refill or not running:
+        rows = yield from self._fill(rows, waiting, running)
+      if not running:
         continue
       room = rows.tokens.shape[1]
       longest = max(len(answer.tokens) for answer in running.values())
@@ -93,18 +91,33 @@ class Stream:
           yield answer.index, result
           del running[row]
 
-  def _begin(self, rows, waiting, free, running):
-    """Puts the next prompts into free rows, unless their first token ends
-    them; returns the rows."""
-    length = _own_length(waiting[0][1])
-    size, slots = self.prefill_shape(min(len(free), len(waiting)), length)
-    taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-    taken, later = taken[: len(free)], taken[len(free) :]
-    waiting.extendleft(reversed(later))
+  def _fill(self, rows, waiting, running):
+    """Puts waiting prompts into free rows, if there are enough to be worth a
+    pass; returns the rows."""
+    is_idle = not running
+    while waiting:
+      free = [row for row in range(self.batch) if row not in running]
+      shape = self.prefill_shape(_own_length(waiting[0][1]))
+      enough = 1 if is_idle else min(shape[0], len(waiting))
+      if len(free) < enough:
+        break
+      rows = yield from self._begin(rows, waiting, free, shape, running)
+    return rows
+
+  def _begin(self, rows, waiting, free, shape, running):
+    """Puts the next prompts of a shape into free rows, unless their first
+    token ends them; returns the rows."""
+    size, slots = shape
+    taken = []
+    while waiting and len(taken) < min(size, len(free)):
+      if self.prefill_shape(_own_length(waiting[0][1])) != shape:
+        break
+      taken.append(waiting.popleft())
     ids = np.zeros((size, slots), np.int32)
     lengths = np.zeros(size, np.int32)
     for place, (_, request) in enumerate(taken):
       own = request.prompt[request.shared :]
+      ids[place] = own[0]
       ids[place, slots - len(own) :] = own
       lengths[place] = len(own)
     prompts = self.device.prefill(ids, lengths)
