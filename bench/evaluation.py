@@ -3,7 +3,7 @@
   python -m bench.evaluation --part=mmlu --data_root=DATA \
     --subjects=abstract_algebra,high_school_european_history --torch_items=20
   python -m bench.evaluation --part=generate --data_root=DATA \
-    --tasks=commonsenseqa,bbh --items=20
+    --tasks=commonsenseqa,bbh --items=216 --torch_items=20
   python -m bench.evaluation --part=shortcuts --data_root=DATA \
     --tasks=mmlu,bbh,commonsenseqa --items=100
 
@@ -57,8 +57,8 @@ _ITEMS = flags.DEFINE_integer(
 _TORCH_ITEMS = flags.DEFINE_integer(
   'torch_items',
   0,
-  'For --part=mmlu: PyTorch answers only so many items of each subject, the '
-  'first ones; 0 for all. Seconds per item are compared.',
+  'PyTorch answers only so many items of each subject (the first ones) or '
+  'task (evenly spread); 0 for all. Seconds per item are compared.',
   lower_bound=0,
 )
 _LAYER = flags.DEFINE_integer(
@@ -173,6 +173,7 @@ def _generate(passes: Passes, limit: int | None) -> Rows:
       plain_model,
       make,
       limit=limit,
+      torch_items=_TORCH_ITEMS.value or None,
       torch_first=index % 2 == 1,
     )
     print(generation_speed.line(timing))

@@ -26,7 +26,8 @@ class Timing:
 
   Attributes:
     task: Its name.
-    items: What both sides answered.
+    items: What we answered.
+    torch_items: So many of them PyTorch answered, too.
     tokens, torch_tokens: Mean number of new tokens.
     ours, torch: Per item. Ours has making the prompts in it, PyTorch's not.
     prepare: Making our prompts, per item.
@@ -40,6 +41,7 @@ class Timing:
 
   task: str
   items: int
+  torch_items: int
   tokens: float
   torch_tokens: float
   ours: float
@@ -71,6 +73,7 @@ def time_task(
   make: passes_lib.MakeTask,
   *,
   limit: int | None,
+  torch_items: int | None,
   torch_first: bool,
 ) -> Timing:
   """Evaluates a task with both sides, in turn.
@@ -80,6 +83,8 @@ def time_task(
     model: PyTorch's, with the same weights.
     make: The task.
     limit: Items; None for all.
+    torch_items: PyTorch answers only so many of them, evenly spread; None for
+      all.
     torch_first: PyTorch begins.
 
   Raises:
@@ -94,6 +99,10 @@ def time_task(
     )
   selection = passes.select(task, settings, limit)
   eos_id = passes.model.tokenizer.eos_id
+  total = len(selection.items)
+  count = min(torch_items or total, total)
+  chosen = [i * total // count for i in range(count)]
+  requests = [selection.requests[i] for i in chosen]
 
   def ours() -> passes_lib.Pass:
     return passes.timed(make, settings, limit=limit)
@@ -102,9 +111,9 @@ def time_task(
     write = lambda request, most: torch_evaluation.greedy(
       model, request.prompt, max_new_tokens=most, eos_id=eos_id
     )
-    write(selection.requests[0], 2)  # memory and threads
+    write(requests[0], 2)  # memory and threads
     start = time.perf_counter()
-    found = [write(r, r.max_new_tokens) for r in selection.requests]
+    found = [write(r, r.max_new_tokens) for r in requests]
     return time.perf_counter() - start, found
 
   # In turn, so that neither side always has the quieter machine.
@@ -112,7 +121,8 @@ def time_task(
   results = {side: side() for side in order}
   done, (torch_seconds, torch_tokens) = results[ours], results[plain]
   partings, differences = [], []
-  for item, theirs in zip(done.items, torch_tokens, strict=True):
+  for i, theirs in zip(chosen, torch_tokens, strict=True):
+    item = done.items[i]
     answer = _torch_answer(passes, task, item, theirs)
     if readings(done.answers[item.id]) != readings(answer):
       differences.append(item.id)
@@ -124,18 +134,18 @@ def time_task(
         model, before, theirs[index], own[index]
       )
       partings.append(Parting(doc_id=item.id, index=index, gap=abs(gap)))
-  items = len(done.items)
   return Timing(
     task=task.name,
-    items=items,
+    items=total,
+    torch_items=count,
     tokens=_mean_length(list(done.tokens.values())),
     torch_tokens=_mean_length(torch_tokens),
-    ours=done.seconds / items,
-    torch=torch_seconds / items,
-    prepare=done.prepare / items,
+    ours=done.seconds / total,
+    torch=torch_seconds / count,
+    prepare=done.prepare / total,
     compile=done.compile,
-    equal=items - len(differences),
-    beginnings=items - len(partings),
+    equal=count - len(differences),
+    beginnings=count - len(partings),
     partings=tuple(partings),
     differences=tuple(differences),
     load=os.getloadavg()[0],
@@ -150,7 +160,8 @@ def readings(answer: Record) -> Record:
 def line(t: Timing) -> str:
   """The row under `HEADER`, and one line for each parting."""
   tokens = f'{t.tokens:.1f}/{t.torch_tokens:.1f}'
-  equal, beginnings = f'{t.equal}/{t.items}', f'{t.beginnings}/{t.items}'
+  of_all = lambda n: f'{n}/{t.torch_items}'
+  equal, beginnings = of_all(t.equal), of_all(t.beginnings)
   row = (
     f'{t.items:5} {tokens:>22} {t.ours:12.3f} {t.torch:13.3f} {t.ratio:7.1f} '
     f'{equal:>14} {beginnings:>11} {t.compile:8.1f} {t.load:5.1f}  {t.task}'

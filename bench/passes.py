@@ -5,9 +5,16 @@ import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +38,8 @@ from me_jax.typing import (
 MakeTask = Callable[[TaskContext], Task]
 
 _MOST_PASSES = 4
+_SMALL_SHARE = 0.1
+_COMPILE_EVENTS = '/jax/core/compile/'
 _EDIT_SIZE = 0.05  # of the norm of the edited kernel
 
 
@@ -41,7 +50,7 @@ def settings(**changes: Any) -> EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
-  """One evaluation of a task in which nothing was compiled.
+  """One evaluation of a task in which little or nothing was compiled.
 
   Attributes:
     task: What was asked.
@@ -50,8 +59,9 @@ class Pass:
       reading, storing and scoring the answers.
     prepare: Of these, for the prompts: their tokens, and what they begin with
       in common.
-    compile: What the first pass took longer, which is 0 if nothing was compiled
-      there; if something is kept from state to state, keeping it is included.
+    compile: What the first pass took longer, or, if no other was needed, what
+      compilation took of it, which `seconds` include; if something is kept
+      from state to state, keeping it is included.
     answers: The stored answers with their scores, by item id.
     tokens: What was generated, the end token included, by item id; empty for
       likelihoods.
@@ -121,7 +131,7 @@ class Passes:
     limit: int | None,
     is_edited: bool = False,
   ) -> Pass:
-    """The first pass in which nothing is compiled.
+    """The first pass of which compilation is less than a tenth.
 
     Args:
       make: The task.
@@ -140,11 +150,13 @@ class Passes:
     if is_edited and settings.lower_layers_gb:
       first = self._pass(selection(), predictor, is_edited=False)
     for _ in range(_MOST_PASSES):
-      before = predictor.num_compiled
       done = self._pass(selection(), predictor, is_edited=is_edited)
       first = first or done
-      if predictor.num_compiled == before:
-        return dataclasses.replace(done, compile=first.seconds - done.seconds)
+      if done.compile < _SMALL_SHARE * done.seconds:
+        if first is not done:
+          longer = first.seconds - done.seconds
+          done = dataclasses.replace(done, compile=longer)
+        return done
     raise RuntimeError(
       f'{task.name}: programs were still compiled in pass {_MOST_PASSES} over '
       'the same items, so that no time can be taken. Shapes must depend on '
@@ -182,14 +194,13 @@ class Passes:
     key = (settings.refill, settings.lower_layers_gb)
     if key not in self._predictors:
       max_bytes = int(settings.lower_layers_gb * 1e9)
-      make = lambda on_trace: LlamaPredictor(
+      predictor = LlamaPredictor(
         self.model.config,
         self.model.tokenizer,
         refill=settings.refill,
         activations=Activations(self._layer, max_bytes) if max_bytes else None,
-        on_trace=on_trace,
       )
-      self._predictors[key] = _Recorder(make)
+      self._predictors[key] = _Recorder(predictor)
     return self._predictors[key]
 
   def _pass(
@@ -208,6 +219,7 @@ class Passes:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'samples.jsonl'
       scores_path = pathlib.Path(folder) / 'scores.jsonl'
+      compiled = _Compilation()
       start = time.perf_counter()
       requests = selection.requests
       prepared = time.perf_counter()
@@ -220,6 +232,7 @@ class Passes:
         scores_path=scores_path,
       )
       end = time.perf_counter()
+      compiled.close()
       stored = samples.read_samples(path, state_fingerprint=fingerprint)
       scores = {s['doc_id']: s for s in files.read_jsonl(scores_path)}
     prompts = {}
@@ -233,7 +246,7 @@ class Passes:
       items=selection.items,
       seconds=end - start,
       prepare=prepared - start,
-      compile=0.0,
+      compile=compiled.seconds,
       answers={i.id: stored[i.id] | scores[i.id] for i in selection.items},
       tokens={
         name: predictor.generated[prompt] for name, prompt in prompts.items()
@@ -242,16 +255,33 @@ class Passes:
     )
 
 
+class _Compilation:
+  """Seconds spent on tracing and compiling until it is closed; where one
+  function is traced inside another, its time counts twice."""
+
+  def __init__(self):
+    self.seconds = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._add)
+
+  def close(self) -> None:
+    """Stops listening."""
+    jax.monitoring.unregister_event_duration_listener(self._add)
+
+  def _add(self, event: str, seconds: float, **kwargs: Any) -> None:
+    del kwargs
+    if event.startswith(_COMPILE_EVENTS):
+      self.seconds += seconds
+
+
 class _Recorder:
   """A predictor that remembers what it generated, by prompt.
 
   Equal prompts have equal answers.
   """
 
-  def __init__(self, make: Callable[[Callable[[str], None]], LlamaPredictor]):
-    self.num_compiled = 0
+  def __init__(self, predictor: LlamaPredictor):
     self.generated: dict[tuple[int, ...], list[int]] = {}
-    self._predictor = make(self._count)
+    self._predictor = predictor
 
   def score(
     self, state: ModelState, requests: Sequence[ScoreRequest]
@@ -259,18 +289,19 @@ class _Recorder:
     return self._predictor.score(state, requests)
 
   def generate(
-    self, state: ModelState, requests: Sequence[GenerateRequest]
+    self,
+    state: ModelState,
+    requests: Sequence[GenerateRequest],
+    *,
+    skip: Collection[int] = (),
   ) -> Iterator[tuple[int, GenerateResult]]:
-    for index, result in self._predictor.generate(state, requests):
+    answers = self._predictor.generate(state, requests, skip=skip)
+    for index, result in answers:
       tokens = result.tokens.tolist()
       if result.stop_reason == 'eos':
         tokens.append(self._predictor.eos_id)
       self.generated[requests[index].prompt] = tokens
       yield index, result
-
-  def _count(self, name: str) -> None:
-    del name
-    self.num_compiled += 1
 
 
 class _Outcome(NamedTuple):
