@@ -53,8 +53,8 @@ def edited_model(
       not those that the run began with.
     OSError: A process is at work there.
   """
-  state = edited_state(run, until=until, without=without, weights=weights)
-  return state.model
+  model, _ = _rebuild(_open(run), until, without, weights)
+  return model
 
 
 def edited_state(
@@ -66,6 +66,24 @@ def edited_state(
 ) -> EditedState:
   """`edited_model`, and what was done to it."""
   workdir = _open(run)
+  model, num_facts = _rebuild(workdir, until, without, weights)
+  config = workdir.identity()['config']
+  return EditedState(
+    model=model,
+    edit_step=max(num_facts, default=0),
+    num_edits=sum(num_facts.values()),
+    edit_batch_size=config['edit_batch_size'],
+    method=config['method']['name'],
+  )
+
+
+def _rebuild(
+  workdir: Workdir,
+  until: int | None,
+  without: Collection[int],
+  weights: str,
+) -> tuple[LanguageModel, dict[int, int]]:
+  """The model, and the number of facts that each step in it wrote."""
   identity = workdir.identity()
   checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
   steps = _steps(checkpoints, until, without)
@@ -81,19 +99,14 @@ def edited_state(
   params = checkpoints.replay(
     base.params, until=max(steps, default=0), without=without
   )
-  facts = [len(checkpoints.load(step).record['requests']) for step in steps]
+  num_facts = {
+    step: len(checkpoints.load(step).record['requests']) for step in steps
+  }
   checkpoints.close()
   model = dataclasses.replace(
     base, params=params, fingerprint=trees.fingerprint(params)
   )
-  config = identity['config']
-  return EditedState(
-    model=model,
-    edit_step=max(steps, default=0),
-    num_edits=sum(facts),
-    edit_batch_size=config['edit_batch_size'],
-    method=config['method']['name'],
-  )
+  return model, num_facts
 
 
 def composed_edit(

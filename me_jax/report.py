@@ -1,9 +1,12 @@
 """A run's tables in the paper's layout, on the screen and in a file."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from me_jax import results
-from me_jax.evals import comparison
+from me_jax.evals import comparison, registry
 from me_jax.evals.task import Record
 
 _PREFIXES = (
@@ -50,14 +53,18 @@ def report(
   if headlines:
     counts = {(row.task, row.metric): row.n for row in rows}
     columns = [
-      (f'{task} (n = {counts[task, metric]:,})', task, metric)
+      (f'{task} (n = {items(task, counts[task, metric])})', task, metric)
       for task, metric in headlines.items()
     ]
+    found = [row for row in rows if headlines.get(row.task) == row.metric]
+    averages = _averages(found)
+    table = results.table(rows, columns)
     parts += [
       "## General ability (as the paper's Table 1)\n",
       'Accuracies in per cent; `_ppl` is a perplexity, lower is better. In '
       'brackets the 95 % interval.\n',
-      results.table(rows, columns),
+      _with_averages(table, averages) if averages else table,
+      *_notes(found),
     ]
   if against := comparison.against_unedited(scores):
     parts += ['## Change against the unedited model, same items\n', against]
@@ -79,7 +86,8 @@ def report(
 
 
 def benchmarks(rows: Sequence[results.Row]) -> str:
-  """Markdown: one line per metric of each task and edit step.
+  """Markdown: one line per metric of each task and edit step, then the mean of
+  the benchmarks' headlines.
 
   Metrics of a part of the items, such as one subject, are in the rows only.
   """
@@ -87,16 +95,89 @@ def benchmarks(rows: Sequence[results.Row]) -> str:
     '| task | edits | metric | value | 95 % interval | n |',
     '|---|--:|---|--:|---|--:|',
   ]
-  largest: dict[tuple[str, int], int] = {}
+  headlines: dict[tuple[str, int], results.Row] = {}
   for row in rows:
-    largest.setdefault((row.task, row.num_edits), row.n)
-    if row.n < largest[row.task, row.num_edits]:
+    headline = headlines.setdefault((row.task, row.num_edits), row)
+    if row.n < headline.n:
       continue
     interval = ''
     if row.ci_low is not None and row.ci_high is not None:
       interval = f'{row.ci_low:.1f} to {row.ci_high:.1f}'
     lines.append(
       f'| {row.task} | {row.num_edits} | {row.metric} | {row.value:.1f} | '
-      f'{interval} | {row.n:,} |'
+      f'{interval} | {items(row.task, row.n)} |'
     )
+  found = list(headlines.values())
+  lines += [
+    f'| Avg. | {num_edits} | mean | {average} |  |  |'
+    for num_edits, average in _averages(found).items()
+  ]
+  return '\n'.join(['\n'.join(lines) + '\n', *_notes(found)])
+
+
+def items(task: str, n: int) -> str:
+  """How many items a score is over, '1,000 of 5,000' if not all official."""
+  official = registry.OFFICIAL_ITEMS.get(registry.base_name(task), n)
+  return f'{n:,} of {official:,}' if n < official else f'{n:,}'
+
+
+def _averages(headlines: Sequence[results.Row]) -> dict[int, str]:
+  """The mean of the paper's eight benchmarks by number of edits, '-' where one
+  is missing; empty if none of them was measured."""
+  return {
+    num_edits: '-' if missing else f'{np.mean(values):.1f}'
+    for num_edits, (values, missing) in _members(headlines).items()
+  }
+
+
+def _members(
+  headlines: Sequence[results.Row],
+) -> dict[int, tuple[list[float], list[str]]]:
+  """By number of edits the scores of the benchmarks, and who has none."""
+  if not any(row.task in registry.BENCHMARKS for row in headlines):
+    return {}
+  scores: dict[int, dict[str, float]] = {}
+  for row in headlines:
+    scores.setdefault(row.num_edits, {})[row.task] = row.value
+  return {
+    num_edits: (
+      [found[name] for name in registry.BENCHMARKS if name in found],
+      [name for name in registry.BENCHMARKS if name not in found],
+    )
+    for num_edits, found in sorted(scores.items())
+  }
+
+
+def _with_averages(table: str, averages: Mapping[int, str]) -> str:
+  """The table, whose lines begin with a number of edits, with a last column."""
+  head, rule, *body = table.splitlines()
+  lines = [f'{head} Avg. |', f'{rule} --: |']
+  lines += [f'{line} {averages[int(line.split("|")[1])]} |' for line in body]
   return '\n'.join(lines) + '\n'
+
+
+def _notes(headlines: Sequence[results.Row]) -> list[str]:
+  """What must be known of the numbers above: means that lack a member, and
+  scores over a part of the official items."""
+  notes = []
+  members = _members(headlines).items()
+  by_missing = lambda member: member[1][1]
+  for missing, group in itertools.groupby(members, by_missing):
+    if missing:
+      edits = ', '.join(str(num_edits) for num_edits, _ in group)
+      notes.append(
+        f'Avg., the mean of the eight benchmarks, lacks {", ".join(missing)} '
+        f'after {edits} edits.\n'
+      )
+  parts = {
+    row.task: count
+    for row in headlines
+    if ' of ' in (count := items(row.task, row.n))
+  }
+  if parts:
+    listed = ', '.join(f'{task} ({count})' for task, count in parts.items())
+    notes.append(
+      'Over a part of the official items, for the data at hand hold no more or '
+      f'a limit was set: {listed}.\n'
+    )
+  return notes

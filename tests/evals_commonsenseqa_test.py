@@ -124,7 +124,8 @@ def test_exemplars_may_be_listed(sources, tmp_path):
   ('content', 'message'),
   [
     ('{"id20": ["id0"]}', "'id20' has 1 exemplars, expected 8"),
-    ('{"id20": ["id77"]}', "'id77' is no id of the CommonsenseQA training"),
+    ('{"id20": ["id77"]}', "'id77' is no id of .* Take the complete train_"),
+    ('{}', "no exemplars for the question 'id20'. Write the list"),
     ('["id20"]', 'expected a JSON object'),
     ('{', 'expected a JSON object'),
   ],

@@ -49,11 +49,15 @@ class Answers:
       yield (
         index,
         ScoreResult(
-          logprobs=(logprobs,), greedy=(greedy,), context_logprobs=None
+          logprobs=(logprobs,),
+          greedy=(greedy,),
+          context_logprobs=None,
+          context_length=len(request.context),
         ),
       )
 
-  def generate(self, state, requests):
+  def generate(self, state, requests, *, skip=()):
+    assert not skip
     for index in reversed(range(len(requests))):
       prompt = ''.join(map(chr, requests[index].prompt))
       text = self.free[prompt][: requests[index].max_new_tokens]

@@ -11,7 +11,7 @@ from me_jax.evals.registry import (
   base_name,
   make_task,
 )
-from me_jax.evals.task import Task
+from me_jax.evals.task import Item, Task
 
 # Of these the headline is a loss.
 _TEXTS = ('sample_ppl', 'wikitext_ppl')
@@ -28,6 +28,9 @@ def test_registered_names_are_the_tasks_own(name, profile):
   assert isinstance(task, Task)
   assert task.name == name and task.mode in ('ppl', 'gen')
   assert task.version and TASKS[name].__doc__
+  if task.mode == 'ppl':
+    item = Item(id='0', group='all', fields={})
+    assert not task.is_cut_short(item, {'resps': [1.0]})
 
 
 def test_the_papers_benchmarks_come_first():

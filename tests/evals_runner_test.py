@@ -39,10 +39,18 @@ class Echo:
   the letter that was written."""
 
   name = 'echo'
-  version = '1'
 
-  def __init__(self, mode='ppl', n=N, shift=0, max_new_tokens=3, decided=None):
+  def __init__(
+    self,
+    mode='ppl',
+    n=N,
+    shift=0,
+    max_new_tokens=3,
+    decided=None,
+    version='1',
+  ):
     self.mode = mode
+    self.version = version
     self._text = perplexity.Perplexity(
       name='echo',
       context=task_context(folder(None)),
@@ -79,6 +87,9 @@ class Echo:
       value = int(item.id) % 3 + ord(answer['resps'][0][1])
       return {'filtered_resps': {}, 'metrics': {'sum': value}}
     return self._text.score(item, answer)
+
+  def is_cut_short(self, item, answer):
+    return False
 
   def aggregate(self, samples, *, complete):
     self.was_complete = complete
@@ -210,7 +221,7 @@ def test_records_say_whose_they_are(tmp_path):
   assert [r['doc_id'] for r in _lines(path)] == [item.id for item in items]
   for item, record in zip(items, _lines(path), strict=True):
     assert record['state_fingerprint'] == 'theta0'
-    assert record['group'] == 'echo'
+    assert record['group'] == 'echo' and record['version'] == '1'
     assert record['prompt_hash'] == prompt_hash(task.request(item))
     assert record['decode'] == {'score_context': True}
   scores = _lines(path.with_suffix('.scores'))
@@ -229,6 +240,8 @@ def test_records_say_whose_they_are(tmp_path):
     ('gen', 'theta0', {'shift': 1}, 'was stored with prompt_hash'),
     ('gen', 'theta0', {'max_new_tokens': 4}, "decode .*'max_gen_toks': 3"),
     ('gen', 'theta0', {'decided': bool}, "decode .*'early_stop': False"),
+    ('ppl', 'theta0', {'version': '2'}, "version '1', this run has '2'"),
+    ('gen', 'theta0', {'version': '2'}, "version '1', this run has '2'"),
   ],
 )
 def test_answers_to_something_else_are_refused(
@@ -259,7 +272,7 @@ def test_a_likelihood_without_its_context_is_refused(tmp_path):
 
 @pytest.mark.parametrize('mode', ['ppl', 'gen'])
 @pytest.mark.parametrize(
-  'field', ['state_fingerprint', 'prompt_hash', 'decode']
+  'field', ['state_fingerprint', 'prompt_hash', 'decode', 'version']
 )
 def test_one_foreign_record_among_many_is_refused(tmp_path, mode, field):
   path = tmp_path / 'a.jsonl'
@@ -280,7 +293,7 @@ def test_two_writers_and_foreign_records_are_noticed(tmp_path):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id": "0"}\n')
   with pytest.raises(
-    ValueError, match='lacks decode, prompt_hash, state_fingerprint'
+    ValueError, match='lacks decode, prompt_hash, state_fingerprint, version'
   ):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id"\n' + line)
@@ -410,15 +423,35 @@ def test_stored_answers_are_scored_without_a_model(tmp_path, mode, limit):
   path, again = tmp_path / 'a.jsonl', tmp_path / 'again.scores'
   metrics = _evaluate(Echo(mode), FakePredictor(), path, limit=limit)
   before = _files(path)
-
-  class NoQuestions(Echo):
-    def request(self, item):
-      raise AssertionError('nothing is asked')
-
-  selection = runner.select(NoQuestions(mode), limit=limit)
+  selection = runner.select(Echo(mode), limit=limit)
   assert runner.score(selection, path=path, scores_path=again) == metrics
   assert again.read_bytes() == path.with_suffix('.scores').read_bytes()
   assert _files(path) == before
+
+
+@pytest.mark.parametrize(
+  ('mode', 'changes', 'message'),
+  [
+    ('ppl', {'shift': 1}, 'was stored with prompt_hash'),
+    ('gen', {'shift': 1}, 'was stored with prompt_hash'),
+    ('gen', {'max_new_tokens': 4}, "decode .*'max_gen_toks': 3"),
+    ('ppl', {'version': '2'}, "version '1', this run has '2'"),
+    ('gen', {'version': '2'}, "version '1', this run has '2'"),
+  ],
+)
+def test_stored_answers_to_something_else_are_not_scored(
+  tmp_path, mode, changes, message
+):
+  path, again = tmp_path / 'a.jsonl', tmp_path / 'again.scores'
+  metrics = _evaluate(Echo(mode), FakePredictor(), path)
+  other = runner.select(Echo(mode, **changes))
+  with pytest.raises(ValueError, match=message):
+    runner.score(other, path=path, scores_path=again)
+  assert not again.exists()
+  if mode == 'gen':
+    # Whether an answer is whole is asked of the answer, not of the setting.
+    other = runner.select(Echo(mode, decided=bool))
+    assert runner.score(other, path=path, scores_path=again) == metrics
 
 
 def test_missing_answers_are_counted_and_named(tmp_path):
@@ -440,8 +473,8 @@ def test_missing_answers_are_counted_and_named(tmp_path):
 class Writer(FakePredictor):
   """Writes a text until it is decided, letter by letter."""
 
-  def generate(self, state, requests):
-    for index, result in super().generate(state, requests):
+  def generate(self, state, requests, *, skip=()):
+    for index, result in super().generate(state, requests, skip=skip):
       decided = requests[index].decided or (lambda text: False)
       text, reason = result.text, 'length'
       for end in range(len(text)):
@@ -503,6 +536,17 @@ def test_answers_cut_short_are_not_scored_where_more_is_read(
   # As if the answers had been made for it, in full.
   full = _choices(scored, stops=stops, early_stop=False)
   assert found == _evaluate(full, Writer(text=text), tmp_path / 'b.jsonl')
+
+
+def test_a_run_does_not_go_on_with_answers_cut_short(tmp_path):
+  """Nor is anything asked, or written."""
+  path = tmp_path / 'a.jsonl'
+  _evaluate(_choices('oc-2024-01'), Writer(text=CUT), path, limit=2)
+  before = _files(path)
+  predictor = Writer(text=CUT)
+  with pytest.raises(ValueError, match='ended as soon as another profile'):
+    _evaluate(_choices('oc-2023-12'), predictor, path)
+  assert predictor.batches == [] and _files(path) == before
 
 
 @pytest.mark.parametrize('profile', ['oc-2023-12', 'oc-2024-01'])

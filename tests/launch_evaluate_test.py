@@ -121,7 +121,8 @@ def copied(evaluated, tmp_path):
 
 
 def _table(out):
-  return out[out.index('| task') :].partition('\n\n')[0]
+  """The report, without what is printed after it."""
+  return out[out.index('| task') :].partition('\n\nTook')[0].rstrip()
 
 
 def _content(workdir, *names):
@@ -144,6 +145,8 @@ def test_what_an_evaluation_prints_and_keeps(evaluated, tiny):
   assert f'Model: tiny, weights {tiny.fingerprint[:12]}' in out
   assert _table(out) == (workdir / 'report.md').read_text().rstrip()
   assert '\n| commonsenseqa | 0 | accuracy | ' in out
+  assert ' | 5 of 1,221 |\n' in out and 'commonsenseqa (5 of 1,221).' in out
+  assert 'lacks mmlu, mbpp, math, bbh, tydiqa, c3, axb after 0 edits.' in out
   assert str(workdir / 'results.jsonl') in out
   rows = results.read_rows(workdir / 'results.jsonl')
   assert [r.task for r in rows] == ['commonsenseqa'] * 9 + ['sample_ppl'] * 2
@@ -374,6 +377,40 @@ def test_answers_that_cannot_be_scored(start, copied, tmp_path):
     assert process.returncode == 1 and message in err, err
     assert err.startswith('Error: ') and err.count('\n') == 1, err
   assert _content(copied, 'scores', 'results.jsonl') == before
+
+
+def test_what_can_be_scored_is_scored(start, copied):
+  """All else is named at the end, whether it was asked for or is stored."""
+  before = _content(copied, 'scores/commonsenseqa')
+  path = copied / 'samples' / 'sample_ppl' / '000000.jsonl'
+  path.write_bytes(path.read_bytes()[:-9])
+  shutil.copytree(copied / 'samples/commonsenseqa', copied / 'samples/mbpp')
+  no_answer = 'sample_ppl, step 0: ', 'no answer to 1 of 5 items'
+  cases = {
+    '': [('mbpp: ', 'Add --allow_code_execution'), no_answer],
+    '--tasks=mbpp,sample_ppl,commonsenseqa,mmul,wikitext_ppl': [
+      ('mbpp: ', 'Add --allow_code_execution'),
+      no_answer,
+      ('mmul: ', 'mean mmlu'),
+      ('wikitext_ppl: ', 'no answers'),
+    ],
+  }
+  for flag, expected in cases.items():
+    shutil.rmtree(copied / 'scores')
+    for name in ('results.jsonl', 'report.md'):
+      (copied / name).unlink()
+    args = [str(copied), *filter(None, [flag])]
+    process = start(*args, program=('-m', 'launch.score'))
+    out, err = process.communicate()
+    assert process.returncode == 1
+    assert 'commonsenseqa, step 0: accuracy ' in out
+    assert 'n 5 of 1,221\n' in out
+    for line, (task, reason) in zip(err.splitlines(), expected, strict=True):
+      assert line.startswith(f'Error: not scored: {task}') and reason in line
+    assert _content(copied, 'scores') == before
+    rows = results.read_rows(copied / 'results.jsonl')
+    assert {row.task for row in rows} == {'commonsenseqa'}
+    assert _table(out) == (copied / 'report.md').read_text().rstrip()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 from me_jax import report
+from me_jax.evals.registry import BENCHMARKS, OFFICIAL_ITEMS
 from me_jax.results import Row
 
 
@@ -57,10 +58,10 @@ def test_headlines_make_the_first_table():
   assert text.startswith('# my_run: rome on tiny\n')
   table = _sections(text)["General ability (as the paper's Table 1)"]
   assert table == [
-    ['edits', 'mmlu (n = 4)', 'ppl (n = 4)'],
-    ['--:', '--:', '--:'],
-    ['0', '46.8 (40.0–50.0)', 'inf'],
-    ['5', '25.5', ''],
+    ['edits', 'mmlu (n = 4 of 14,042)', 'ppl (n = 4)', 'Avg.'],
+    ['--:', '--:', '--:', '--:'],
+    ['0', '46.8 (40.0–50.0)', 'inf', '-'],
+    ['5', '25.5', '', '-'],
   ]
   assert '11.1' not in text and '99.9' not in text
 
@@ -149,10 +150,79 @@ def test_an_evaluation_is_one_line_per_metric():
   assert report.benchmarks(rows) == (
     '| task | edits | metric | value | 95 % interval | n |\n'
     '|---|--:|---|--:|---|--:|\n'
-    '| mmlu | 0 | mmlu | 46.8 | 40.0 to 50.1 | 4 |\n'
+    '| mmlu | 0 | mmlu | 46.8 | 40.0 to 50.1 | 4 of 14,042 |\n'
     # What is of a part of the items stands in the rows only.
-    '| mmlu | 0 | n_nonfinite | 0.0 |  | 4 |\n'
+    '| mmlu | 0 | n_nonfinite | 0.0 |  | 4 of 14,042 |\n'
     '| mmlu | 5 | mmlu | 25.0 | 1.0 to 50.0 | 14,042 |\n'
     '| text | 0 | ppl | inf |  | 4 |\n'
     '| text | 0 | half | 1.0 |  | 4 |\n'
+    '| Avg. | 0 | mean | - |  |  |\n'
+    '| Avg. | 5 | mean | - |  |  |\n'
+    '\n'
+    'Avg., the mean of the eight benchmarks, lacks mbpp, math, bbh, tydiqa, '
+    'c3, commonsenseqa, axb after 0, 5 edits.\n'
+    '\n'
+    'Over a part of the official items, for the data at hand hold no more or '
+    'a limit was set: mmlu (4 of 14,042).\n'
   )
+
+
+def _table_1(num_edits, values):
+  """Rows of the eight benchmarks, each over all official items."""
+  return [
+    dataclasses.replace(
+      _row(num_edits, name, 'accuracy', value), n=OFFICIAL_ITEMS[name]
+    )
+    for name, value in zip(BENCHMARKS, values, strict=True)
+  ]
+
+
+def test_the_average_is_the_papers():
+  """Of Table 1: ROME after 10 and after 100 edits."""
+  rows = [
+    *_table_1(10, (46.6, 17.8, 3.3, 38.3, 27.0, 32.6, 50.2, 45.2)),
+    *_table_1(100, (25.5, 2.8, 1.0, 28.8, 8.0, 23.2, 19.0, 38.4)),
+    _row(10, 'bbh@4096', 'accuracy', 99.0),
+    _row(100, 'ppl', 'ppl', math.inf),
+    _row(2, 'ppl', 'ppl', 7.0),
+  ]
+  text = report.report(rows, 'edit', {})
+  table = _sections(text)["General ability (as the paper's Table 1)"]
+  head, _, *lines = table
+  assert head[-1] == 'Avg.'
+  assert [line[-1] for line in lines] == ['-', '32.6', '18.3']
+  assert f'lacks {", ".join(BENCHMARKS)} after 2 edits.' in text
+  text = report.benchmarks(rows)
+  for edits, average in ((2, '-'), (10, '32.6'), (100, '18.3')):
+    assert f'| Avg. | {edits} | mean | {average} |  |  |\n' in text
+
+
+def test_an_average_without_a_member_is_not_printed():
+  values = [float(i) for i in range(8)]
+  rows = _table_1(0, values) + _table_1(5, values)
+  rows = [row for row in rows if (row.num_edits, row.task) != (5, 'c3')]
+  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+    assert 'benchmarks, lacks c3 after 5 edits.' in text
+    assert 'official' not in text
+  assert '| Avg. | 0 | mean | 3.5 |' in text
+  assert '| Avg. | 5 | mean | - |' in text
+
+
+def test_a_part_of_the_official_items_is_called_one():
+  rows = [
+    dataclasses.replace(_row(0, 'math', 'accuracy', 1.0), n=1000),
+    dataclasses.replace(_row(0, 'tydiqa_goldp@4096', 'f1', 1.0), n=900),
+    dataclasses.replace(_row(0, 'axb', 'accuracy', 1.0), n=1104),
+  ]
+  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+    assert '1,000 of 5,000' in text and '900 of 5,077' in text
+    assert text.count('1,104') == 1 and 'of 1,104' not in text
+    assert (
+      'limit was set: math (1,000 of 5,000), tydiqa_goldp@4096 (900 of 5,077).'
+    ) in text
+
+
+def test_without_a_benchmark_there_is_no_average():
+  rows = [_row(0, 'wikitext_ppl', 'ppl', 9.0)]
+  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+    assert 'Avg.' not in text and 'official' not in text

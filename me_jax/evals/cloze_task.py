@@ -118,6 +118,11 @@ class ClozeTask:
       metrics[f'accuracy_{reading}'] = float(filtered[reading] == target)
     return {'target': target, 'filtered_resps': filtered, 'metrics': metrics}
 
+  def is_cut_short(self, item: Item, answer: Record) -> bool:
+    """Never: a likelihood is whole."""
+    del item, answer
+    return False
+
   def aggregate(
     self, samples: Sequence[Record], *, complete: bool
   ) -> list[Metric]:

@@ -63,16 +63,22 @@ def _exemplars(
       )
     return items
 
+  path = context.settings.exemplars.removeprefix('file:')
+
   @functools.cache
   def listed() -> Mapping[str, list[Item]]:
-    path = context.settings.exemplars.removeprefix('file:')
     return commonsenseqa_exemplars.read(path, train())
 
   def rounds(item: Item) -> list[list[Turn]]:
     if context.settings.exemplars == 'fixed':
       chosen = train()[:SHOTS]
-    else:
+    elif item.id in listed():
       chosen = listed()[item.id]
+    else:
+      raise ValueError(
+        f'{path}: no exemplars for the question {item.id!r}. Write the list '
+        'for all questions of the development split.'
+      )
     return [[*question(e), bot(e.fields['answerKey'])] for e in chosen]
 
   return rounds

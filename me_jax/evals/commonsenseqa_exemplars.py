@@ -60,7 +60,9 @@ def read(path: files.PathLike, train: Sequence[Item]) -> dict[str, list[Item]]:
     found = {name: [by_id[i] for i in ids] for name, ids in chosen.items()}
   except KeyError as e:
     raise ValueError(
-      f'{path}: {e.args[0]!r} is no id of the CommonsenseQA training split.'
+      f'{path}: {e.args[0]!r} is no id of the CommonsenseQA training split at '
+      'hand. Take the complete train_rand_split.jsonl, or write the list from '
+      'this one.'
     ) from e
   except (ValueError, TypeError, AttributeError) as e:
     raise ValueError(

@@ -134,8 +134,7 @@ class GenerationTask:
     }
 
   def is_cut_short(self, item: Item, answer: Record) -> bool:
-    """Whether an answer ended as soon as another profile had what it needs,
-    where this one might have read on."""
+    """See `Task`."""
     if answer['stop_reason'] != 'decided':
       return False
     [text] = answer['resps']

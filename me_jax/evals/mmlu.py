@@ -48,16 +48,16 @@ class Mmlu:
   def request(self, item: Item) -> ScoreRequest:
     """The four texts as one context and what each letter adds to it.
 
-    A text of more tokens than the window loses exemplars from the last on;
-    what still does not fit is cut on the left. Where the texts differ in the
-    letter alone, their context weighs the same in all scores and need not be
-    scored, unless `settings.one_forward` is off.
+    A text of more tokens than the window loses exemplars from the last on,
+    each letter's for itself; what still does not fit is cut on the left. Where
+    the texts differ in the letter alone, their context weighs the same in all
+    scores and need not be scored, unless `settings.one_forward` is off.
     """
     tokenizer, window = self.context.tokenizer, self.context.window
     exemplars = self._exemplars[item.group]
-    shots = len(exemplars)
     texts = []
     for letter in LETTERS:
+      shots = len(exemplars)
       while True:
         text = prompt(item.group, exemplars[:shots], item.fields, letter)
         ids = tokenizer.encode(text)
@@ -111,6 +111,11 @@ class Mmlu:
       'filtered_resps': {'oc': prediction},
       'metrics': {'accuracy': float(prediction == target)},
     }
+
+  def is_cut_short(self, item: Item, answer: Record) -> bool:
+    """Never: a likelihood is whole."""
+    del item, answer
+    return False
 
   def aggregate(
     self, samples: Sequence[Record], *, complete: bool

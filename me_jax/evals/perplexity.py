@@ -76,6 +76,11 @@ class Perplexity:
       'metrics': {'nll_per_token': letters.to_json(per_token)},
     }
 
+  def is_cut_short(self, item: Item, answer: Record) -> bool:
+    """Never: a likelihood is whole."""
+    del item, answer
+    return False
+
   def aggregate(
     self, samples: Sequence[Record], *, complete: bool
   ) -> list[Metric]:

@@ -36,7 +36,9 @@ class Selection:
   Attributes:
     task: Whose they are.
     items: In the order of the task.
-    is_complete: They are all of the task's.
+    is_complete: They are all that the data at hand hold, so that no group may
+      be missing. The data may be a part of the official ones all the same:
+      `registry.OFFICIAL_ITEMS` tells, and reports say it.
     shares_prefixes: What prompts begin with in common is computed once.
   """
 
@@ -61,7 +63,11 @@ class Selection:
   def keys(self) -> tuple[Record, ...]:
     """What a stored answer must agree with, by item."""
     return tuple(
-      {'prompt_hash': prompt_hash(r), 'decode': decode_settings(r)}
+      {
+        'version': self.task.version,
+        'prompt_hash': prompt_hash(r),
+        'decode': decode_settings(r),
+      }
       for r in self.requests
     )
 
@@ -110,14 +116,13 @@ def evaluate(
 
   Raises:
     ValueError: The log is damaged, or one of its records is of other weights,
-      another prompt or other decode settings.
+      another version of the task, another prompt or other decode settings, or
+      ended early where the task's profile reads on.
     OSError: The log cannot be written; what was written stays valid.
   """
   task, items = selection.task, selection.items
   stored = samples.read_samples(path, state_fingerprint=state_fingerprint)
-  for item, key in zip(items, selection.keys, strict=True):
-    for field, value in key.items() if item.id in stored else ():
-      samples.check_field(stored[item.id], field, value, path)
+  _check_answers(selection, stored, path)
   with (
     futures.ThreadPoolExecutor(_SCORERS) as pool,
     progress(len(items)) as report,
@@ -153,9 +158,12 @@ def score(
 ) -> list[Metric]:
   """The metrics of stored answers, without a model.
 
+  An answer counts with early stop and without, if all that is read is there.
+
   Raises:
-    ValueError: The log is damaged, an item has no answer there, or answers
-      ended early that the task's profile must have in full.
+    ValueError: The log is damaged, an item has no answer there, a record is of
+      another version of the task, another prompt or other decode settings, or
+      ended early where the task's profile reads on.
   """
   stored = samples.read_samples(path, state_fingerprint=None)
   missing = [item.id for item in selection.items if item.id not in stored]
@@ -164,15 +172,7 @@ def score(
       f'{path}: no answer to {len(missing)} of {len(selection.items)} items, '
       f'{missing[0]!r} for one. Finish the run, or set its limit.'
     )
-  # Only of a text can be asked whether it was enough.
-  is_cut_short = getattr(selection.task, 'is_cut_short', lambda *_: False)
-  for item in selection.items:
-    if is_cut_short(item, stored[item.id]):
-      raise ValueError(
-        f'{path}: the answer to {item.id!r} ended as soon as another profile '
-        'had what it needs. Run the evaluation again, under this profile or '
-        'with --evals.early_stop=false.'
-      )
+  _check_answers(selection, stored, path, ignored=('early_stop',))
   with futures.ThreadPoolExecutor(_SCORERS) as pool:
     found = pool.map(
       lambda item: selection.task.score(item, stored[item.id]),
@@ -180,6 +180,40 @@ def score(
     )
     by_id = {item.id: s for item, s in zip(selection.items, found, strict=True)}
   return _write_scores(selection, stored, by_id, scores_path)
+
+
+def _check_answers(
+  selection: Selection,
+  stored: dict[str, Record],
+  path: PathLike,
+  ignored: Sequence[str] = (),
+) -> None:
+  """Returns if what is stored answers what the selection asks.
+
+  Args:
+    selection: Its task, prompts and settings.
+    stored: Records by id; those of other items are not looked at.
+    path: Where they are from.
+    ignored: Decode settings that may differ.
+
+  Raises:
+    ValueError: Names the item, and what differs.
+  """
+  for item, key in zip(selection.items, selection.keys, strict=True):
+    if item.id not in stored:
+      continue
+    record = stored[item.id]
+    found = record['decode']
+    free = {name: found[name] for name in ignored if name in found}
+    expected = key | {'decode': key['decode'] | free}
+    for field, value in expected.items():
+      samples.check_field(record, field, value, path)
+    if selection.task.is_cut_short(item, record):
+      raise ValueError(
+        f'{path}: the answer to {item.id!r} ended as soon as another profile '
+        'had what it needs. Run the evaluation again, under this profile or '
+        'with --evals.early_stop=false.'
+      )
 
 
 def _write_scores(
@@ -209,25 +243,18 @@ def _answers(
   stored: dict[str, Record],
 ) -> Iterator[tuple[int, object]]:
   """Results of the items that are not stored, with their indices."""
-  is_missing = [item.id not in stored for item in selection.items]
+  requests = selection.requests
+  done = {i for i, item in enumerate(selection.items) if item.id in stored}
+  if len(done) == len(requests):
+    return
   if selection.task.mode == 'gen':
-    todo = [i for i, missing in enumerate(is_missing) if missing]
-    ask = lambda indices: predictor.generate(
-      state, [selection.requests[i] for i in indices]
-    )
-    groups = [todo] if todo else []
-  else:
-    ask = lambda indices: predictor.score(
-      state, [selection.requests[i] for i in indices]
-    )
-    groups = [
-      group
-      for group in _groups(selection.requests)
-      if any(is_missing[i] for i in group)
-    ]
-  for group in groups:
-    for place, result in ask(group):
-      if is_missing[group[place]]:
+    yield from predictor.generate(state, requests, skip=done)
+    return
+  for group in _groups(requests):
+    if done.issuperset(group):
+      continue
+    for place, result in predictor.score(state, [requests[i] for i in group]):
+      if group[place] not in done:
         yield group[place], result
 
 

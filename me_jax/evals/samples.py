@@ -1,7 +1,8 @@
 """The log of one task on one model state, one JSON record per item.
 
-A record says which weights and which prompt it belongs to, so a stored answer
-can never be taken for that of another model or another question.
+A record says which weights, which prompt and which version of the task it
+belongs to, so a stored answer can never be taken for that of another model or
+another question.
 """
 
 import pathlib
@@ -11,7 +12,7 @@ from types import TracebackType
 from me_jax import files
 from me_jax.evals.task import Item, Record
 
-_KEYS = ('doc_id', 'prompt_hash', 'decode', 'state_fingerprint')
+_KEYS = ('doc_id', 'version', 'prompt_hash', 'decode', 'state_fingerprint')
 
 
 def read_samples(

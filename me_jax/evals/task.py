@@ -70,8 +70,8 @@ class TaskContext:
 
   Attributes:
     sources: Where its data are.
-    tokenizer: The model's; None where answers are scored and none is asked
-      for: then only `request` is out of reach.
+    tokenizer: The model's; None where tasks are only listed: then `request` is
+      out of reach.
     settings: Profile and shortcuts.
     is_chat: Dialogues are put to the model in LLaMA-2's chat markup.
     window: Tokens of a prompt with its answer, at most.
@@ -124,6 +124,11 @@ class Task(Protocol):
     Fields: target, filtered_resps (what was read off the answer, by the name
     of the reading), metrics (by name, 0 to 1).
     """
+    ...
+
+  def is_cut_short(self, item: Item, answer: Record) -> bool:
+    """Whether a stored answer ended as soon as another profile had what it
+    needs, where this one might have read on; such an answer is none."""
     ...
 
   def aggregate(
