@@ -4,6 +4,8 @@
     --subjects=abstract_algebra,high_school_european_history --torch_items=20
   python -m bench.evaluation --part=generate --data_root=DATA \
     --tasks=commonsenseqa,bbh --items=216 --torch_items=20
+  python -m bench.evaluation --part=generate --data_root=DATA --tasks=bbh \
+    --subjects=navigate,date_understanding --items=48 --torch_items=8
   python -m bench.evaluation --part=shortcuts --data_root=DATA \
     --tasks=mmlu,bbh,commonsenseqa --items=100
 
@@ -31,7 +33,9 @@ from launch import evaluation
 from me_jax import files, trees
 from me_jax.config import EvalConfig
 from me_jax.evals import registry
+from me_jax.evals.mmlu import Mmlu
 from me_jax.evals.mmlu_subjects import SUBJECTS
+from me_jax.evals.task import Task, TaskContext
 from me_jax.models import load
 
 _PART = flags.DEFINE_enum(
@@ -46,7 +50,13 @@ _MODEL = flags.DEFINE_string('model', 'smollm2_135m', 'Name or path.')
 _DATA_ROOT = flags.DEFINE_string(
   'data_root', None, 'Directory of the public data sets.'
 )
-_SUBJECTS = flags.DEFINE_list('subjects', [], 'Of MMLU, for --part=mmlu.')
+_SUBJECTS = flags.DEFINE_list(
+  'subjects',
+  [],
+  'Of MMLU, for --part=mmlu; for the others, the only groups of the tasks to '
+  'be asked, e.g. two tasks of BBH with as many items each as in a whole '
+  'evaluation.',
+)
 _TASKS = flags.DEFINE_list('tasks', [], 'For the other parts.')
 _ITEMS = flags.DEFINE_integer(
   'items',
@@ -207,7 +217,7 @@ def _makers(passes: Passes, *modes: str) -> list[MakeTask]:
   """
   makers = []
   for name in _TASKS.value:
-    make = functools.partial(registry.make_task, name)
+    make = functools.partial(_make_task, name)
     task = passes.task(make, settings())
     if task.mode not in modes:
       raise app.UsageError(
@@ -215,11 +225,26 @@ def _makers(passes: Passes, *modes: str) -> list[MakeTask]:
         'generated.'
       )
     try:
-      task.items()
+      groups = {item.group for item in task.items()}
     except (OSError, ValueError) as e:
       raise SystemExit(f'Error: {e}') from e
+    if missing := set(_SUBJECTS.value) - groups:
+      raise app.UsageError(
+        f'--subjects: {name} has no {", ".join(sorted(missing))}.'
+      )
     makers.append(make)
   return makers
+
+
+def _make_task(name: str, context: TaskContext) -> Task:
+  """The task, of which only the groups of the flag are asked."""
+  task = registry.make_task(name, context)
+  if not _SUBJECTS.value:
+    return task
+  if isinstance(task, Mmlu):
+    return dataclasses.replace(task, subjects=tuple(_SUBJECTS.value))
+  items = [i for i in task.items() if i.group in _SUBJECTS.value]
+  return dataclasses.replace(task, docs=lambda: items, macro_over=())
 
 
 def _check_flags() -> None:
