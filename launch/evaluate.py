@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import sys
 import time
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -22,6 +23,7 @@ from ml_collections import config_flags
 from launch import cache, evaluation, inventory, log
 from me_jax import files, generation, rebuild, report, results
 from me_jax.config import EvalConfig
+from me_jax.edits.editor import Editor
 from me_jax.evals import registry, runner
 from me_jax.models import load
 from me_jax.progress import Progress, duration
@@ -129,12 +131,15 @@ def evaluate(settings: EvalConfig) -> None:
       'num_edits': state.num_edits,
       'edit_batch_size': state.edit_batch_size,
     },
-    'weights': model.fingerprint,
+    'weights': state.fingerprint,
     'tokenizer': model.tokenizer.fingerprint,
   }
   workdir.claim(identity, {'device': jax.devices()[0].device_kind})
   predictor = generation.LlamaPredictor(
-    model.config, model.tokenizer, refill=settings.refill
+    model.config,
+    model.tokenizer,
+    refill=settings.refill,
+    **_acting(state.editor),
   )
   for task in tasks:
     metrics = runner.evaluate(
@@ -145,8 +150,8 @@ def evaluate(settings: EvalConfig) -> None:
         shares_prefixes=settings.shared_prefix,
       ),
       predictor,
-      ModelState(model.params),
-      state_fingerprint=model.fingerprint,
+      ModelState(model.params, state.editor_state),
+      state_fingerprint=state.fingerprint,
       path=workdir.samples(task.name, state.edit_step),
       scores_path=workdir.scores(task.name, state.edit_step),
       progress=functools.partial(Progress, what=task.name, unit='items'),
@@ -161,7 +166,7 @@ def evaluate(settings: EvalConfig) -> None:
         edit_step=state.edit_step,
         num_edits=state.num_edits,
         task=task.name,
-        state=model.fingerprint,
+        state=state.fingerprint,
       ),
     )
   text = report.benchmarks(results.read_rows(workdir.results))
@@ -180,7 +185,17 @@ def _state() -> rebuild.EditedState:
       _RUN.value, until=_EDIT_STEP.value, weights=_PATH.value
     )
   model = load.load_model(_MODEL.value, path=_PATH.value)
-  return rebuild.EditedState(model, 0, 0, 1, 'unedited')
+  return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
+
+
+def _acting(editor: Editor | None) -> dict[str, Any]:
+  """What a predictor needs for a method that acts in the forward pass."""
+  if editor is None:
+    return {}
+  return {
+    'interventions': editor.task_interventions or editor.interventions,
+    'whole_prompts': editor.needs_whole_prompts,
+  }
 
 
 def _weights_path() -> str:

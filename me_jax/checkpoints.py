@@ -2,13 +2,14 @@
 
 A model after step t is the base model plus the edits of steps 1 ... t, added
 one after another. Going back, or leaving an edit out, is adding the others
-again: the same bits, which subtracting would not give.
+again: the same bits, which subtracting would not give. What an editor keeps
+beside the weights is stored whole with each step.
 """
 
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +32,28 @@ class Step(NamedTuple):
     edit: The change of the weights.
     record: JSON: the requests, how the search went, and the fields that
       `Checkpoints.save` adds.
+    state: Leaves of the editor's state, in the order of `jax.tree.leaves`;
+      none for a method without.
   """
 
   edit: Edit
   record: dict[str, Any]
+  state: tuple[jax.Array, ...] = ()
+
+  def editor_state(self, like: Any) -> Any:
+    """The editor's state, in the structure of another state of the method.
+
+    Raises:
+      ValueError: The method keeps another kind of state.
+    """
+    structure = jax.tree.structure(like)
+    if structure.num_leaves != len(self.state):
+      raise ValueError(
+        f'Edit step {self.record["edit_step"]} keeps an editor state of '
+        f'{len(self.state)} arrays, this method has {structure.num_leaves}. '
+        'Was it made by another method or an older version?'
+      )
+    return jax.tree.unflatten(structure, self.state)
 
 
 class Checkpoints:
@@ -77,13 +96,22 @@ class Checkpoints:
     return self._last
 
   def fingerprint(self, step: int) -> str:
-    """Names the model after `step`: equal only for equal base and edits."""
+    """Names the model after `step`: equal only for equal base, edits and
+    editor states."""
     while len(self._fingerprints) <= step:
       self.load(len(self._fingerprints))
     return self._fingerprints[step]
 
-  def save(self, step: int, edit: Edit, record: dict[str, Any]) -> None:
+  def save(
+    self, step: int, edit: Edit, record: dict[str, Any], state: Any = None
+  ) -> None:
     """Writes step `step`, completely or not at all.
+
+    Args:
+      step: The next one.
+      edit: The change of the weights.
+      record: JSON.
+      state: The editor's state after it, a pytree of arrays.
 
     Raises:
       FloatingPointError: A factor is not finite; nothing was written.
@@ -96,25 +124,32 @@ class Checkpoints:
       )
     edit_lib.check_finite(edit)
     before, digest = self.fingerprint(step - 1), edit_lib.digest(edit)
+    leaves = _named(jax.tree.leaves(state))
+    kept = state_digest(tuple(leaves.values()))
     record = {
       **record,
       'edit_step': step,
       'edit_sha256': digest,
       'previous_fingerprint': before,
-      'state_fingerprint': _chain(before, digest),
+      'state_fingerprint': _chain(before, digest, kept),
       'shapes': {
         path: [list(factor.shape) for factor in change]
         for path, change in edit.items()
       },
     }
-    tree = {path: change._asdict() for path, change in edit.items()}
+    items = {}
+    if edit:
+      tree = {path: change._asdict() for path, change in edit.items()}
+      items['edit'] = ocp.args.StandardSave(tree)
+    if leaves:
+      items['editor_state'] = ocp.args.StandardSave(leaves)
+      record['editor_state_sha256'] = kept
+      record['editor_state'] = [
+        [list(leaf.shape), str(leaf.dtype)] for leaf in leaves.values()
+      ]
+    items['record'] = ocp.args.JsonSave(record)
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          edit=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record)
-        ),
-      )
+      self._manager.save(step, args=ocp.args.Composite(**items))
       self._manager.wait_until_finished()
     except Exception as e:
       if shutil.disk_usage(self._directory).free < _FULL_BELOW:
@@ -140,24 +175,19 @@ class Checkpoints:
       record = self._manager.restore(
         step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
       )['record']
-      tree = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          edit=ocp.args.StandardRestore(_abstract(record['shapes']))
-        ),
-      )['edit']
-      edit = {path: LowRank(**factors) for path, factors in tree.items()}
-      found = edit_lib.digest(edit)
-      stated = record['edit_sha256']
+      edit, state = self._restore(step, record)
+      stated = (record['edit_sha256'], record.get('editor_state_sha256', ''))
+      found = (edit_lib.digest(edit), state_digest(state))
       made_on = record['previous_fingerprint']
     except Exception as e:  # Orbax raises whatever its backends raise.
       # The head says what is wrong; the rest is the storage's own settings.
       why = f'{type(e).__name__}: {e}'[:_SHOWN]
       raise ValueError(self._damaged(step, why)) from e
-    if found != stated:
-      raise ValueError(
-        self._damaged(step, f'its hash is {found[:12]}, not {stated[:12]}')
-      )
+    for expected, got in zip(stated, found, strict=True):
+      if got != expected:
+        raise ValueError(
+          self._damaged(step, f'its hash is {got[:12]}, not {expected[:12]}')
+        )
     if made_on != before:
       raise ValueError(
         f'Edit step {step} in {self._directory} was made on weights '
@@ -165,8 +195,8 @@ class Checkpoints:
         'began with.'
       )
     if len(self._fingerprints) == step:
-      self._fingerprints.append(_chain(before, stated))
-    return Step(edit, record)
+      self._fingerprints.append(_chain(before, *stated))
+    return Step(edit, record, state)
 
   def replay(
     self,
@@ -196,6 +226,24 @@ class Checkpoints:
     """Lets go of Orbax's threads."""
     self._manager.close()
 
+  def _restore(
+    self, step: int, record: dict[str, Any]
+  ) -> tuple[Edit, tuple[jax.Array, ...]]:
+    """The edit and the leaves of the editor's state."""
+    items = {}
+    if record['shapes']:
+      items['edit'] = _abstract_edit(record['shapes'])
+    if wanted := record.get('editor_state'):
+      items['editor_state'] = _named([_abstract(*leaf) for leaf in wanted])
+    if not items:
+      return {}, ()
+    restore = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
+    found = self._manager.restore(step, args=ocp.args.Composite(**restore))
+    changes = found['edit'] if 'edit' in items else {}
+    edit = {path: LowRank(**factors) for path, factors in changes.items()}
+    leaves = found['editor_state'] if wanted else {}
+    return edit, tuple(leaves[str(i)] for i in range(len(leaves)))
+
   def _damaged(self, step: int, why: str) -> str:
     return (
       f'Edit step {step} in {self._directory} is damaged ({why}). Delete the '
@@ -215,16 +263,32 @@ def check_finite(params: Params, edit: Edit) -> None:
       )
 
 
-def _abstract(shapes: dict[str, list[list[int]]]) -> dict[str, Any]:
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _abstract_edit(shapes: dict[str, list[list[int]]]) -> dict[str, Any]:
   return {
     path: {
-      name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+      name: _abstract(shape, 'float32')
       for name, shape in zip(LowRank._fields, factors, strict=True)
     }
     for path, factors in shapes.items()
   }
 
 
-def _chain(fingerprint: str, digest: str) -> str:
-  return hashlib.sha256(f'{fingerprint}+{digest}'.encode()).hexdigest()
+def _abstract(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _named(leaves: Sequence[Any]) -> dict[str, Any]:
+  return {str(i): leaf for i, leaf in enumerate(leaves)}
+
+
+def state_digest(leaves: Sequence[Any]) -> str:
+  """SHA-256 of an editor's state; empty if it keeps none."""
+  return trees.fingerprint(_named(leaves)) if leaves else ''
+
+
+def _chain(fingerprint: str, edit_digest: str, state_digest: str) -> str:
+  """Names a state after its predecessor, the change of the weights and, if it
+  has one, the state that the editor keeps."""
+  parts = filter(None, (fingerprint, edit_digest, state_digest))
+  return hashlib.sha256('+'.join(parts).encode()).hexdigest()

@@ -6,6 +6,7 @@ own positions: a batched answer equals the answer of one request alone. What
 requests begin with in common is computed once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -19,9 +20,9 @@ from me_jax.engines.lower_layers import Activations, Scorer
 from me_jax.engines.stream import DeviceFunctions, Stream
 from me_jax.models.config import ModelConfig
 from me_jax.typing import (
+  EditorInterventions,
   GenerateRequest,
   GenerateResult,
-  Interventions,
   ModelState,
   ScoreRequest,
   ScoreResult,
@@ -71,7 +72,8 @@ class LlamaPredictor:
     max_batch: int = 32,
     refill: bool = True,
     activations: Activations | None = None,
-    interventions: Callable[[Any], Interventions] | None = None,
+    interventions: Callable[[Any], EditorInterventions] | None = None,
+    whole_prompts: bool = False,
     on_trace: Callable[[str], None] = lambda name: None,
   ):
     """Binds a model's shape; the weights come with each call.
@@ -87,7 +89,10 @@ class LlamaPredictor:
       refill: See `Stream`.
       activations: Where what lies below the first edited layer is kept for
         texts that are scored again; None computes it each time.
-      interventions: From the editor's state to functions at sites.
+      interventions: From the editor's state to functions at sites; see
+        `Editor`.
+      whole_prompts: The functions need all of a prompt at once: what requests
+        share is computed for each.
       on_trace: Called with 'score', 'prefix', 'prefill', 'insert', 'grow' or
         'decode' at each compile.
     """
@@ -98,6 +103,7 @@ class LlamaPredictor:
     self._cache_tokens = cache_tokens
     self._max_batch = max_batch
     self._refill = refill
+    self._whole_prompts = whole_prompts
     forward = Forward(config, interventions)
 
     def jitted(fn, **kwargs):
@@ -120,6 +126,7 @@ class LlamaPredictor:
     self, state: ModelState, requests: Sequence[ScoreRequest]
   ) -> Iterator[tuple[int, ScoreResult]]:
     """Log-probabilities of every request's continuations."""
+    requests = self._unshared(requests)
     rows = [scoring.pack(r) for r in requests]
     size = lambda i: (len(rows[i].ids), len(rows[i].slots))
     shared = lambda r: r.context[: r.shared]
@@ -154,6 +161,7 @@ class LlamaPredictor:
     Raises:
       ValueError: A request has no prompt token of its own, or is too long.
     """
+    requests = self._unshared(requests)
     for r in requests:
       if len(r.prompt) <= r.shared:
         raise ValueError(
@@ -199,6 +207,12 @@ class LlamaPredictor:
   def eos_id(self) -> int:
     """The token that ends a generation."""
     return self._tokenizer.eos_id
+
+  def _unshared(self, requests: Sequence[Any]) -> Sequence[Any]:
+    """The requests, sharing nothing if the editor needs whole prompts."""
+    if not self._whole_prompts:
+      return requests
+    return [dataclasses.replace(r, shared=0) for r in requests]
 
   def _score_behind(
     self, state: ModelState, ids: tuple[int, ...]

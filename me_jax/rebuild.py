@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from me_jax import files, trees
-from me_jax.checkpoints import Checkpoints
+from me_jax.checkpoints import Checkpoints, state_digest
+from me_jax.edits import registry
 from me_jax.edits.edit import Edit, compose
+from me_jax.edits.editor import Editor
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
 from me_jax.workdir import Workdir
@@ -23,6 +28,10 @@ class EditedState(NamedTuple):
     num_edits: Facts written by then.
     edit_batch_size: Facts of a step.
     method: How.
+    fingerprint: Of all that an answer depends on: of the weights or, for a
+      method that acts in the forward pass, of weights, method and state.
+    editor: That method; None where the edits are all in the weights.
+    editor_state: What it carries along.
   """
 
   model: LanguageModel
@@ -30,6 +39,9 @@ class EditedState(NamedTuple):
   num_edits: int
   edit_batch_size: int
   method: str
+  fingerprint: str
+  editor: Editor | None = None
+  editor_state: Any = None
 
 
 def edited_model(
@@ -50,10 +62,12 @@ def edited_model(
   Raises:
     FileNotFoundError: There is no run, or the weights are gone.
     ValueError: There is no such step, a step is damaged, or the weights are
-      not those that the run began with.
+      not those that the run began with; or the method leaves them alone.
     OSError: A process is at work there.
   """
-  model, _ = _rebuild(_open(run), until, without, weights)
+  workdir = _open(run)
+  _require_weights(workdir)
+  model, _ = _rebuild(workdir, until, without, weights)
   return model
 
 
@@ -64,17 +78,66 @@ def edited_state(
   without: Collection[int] = (),
   weights: str = '',
 ) -> EditedState:
-  """`edited_model`, and what was done to it."""
+  """`edited_model`, and what was done to it.
+
+  A method that acts in the forward pass comes along, with its state.
+
+  Raises:
+    ValueError: Also where steps of such a method are to be left out.
+  """
   workdir = _open(run)
-  model, num_facts = _rebuild(workdir, until, without, weights)
   config = workdir.identity()['config']
+  if without and registry.acts_in_forward(config['method']):
+    raise ValueError(
+      f'Steps of {config["method"]["name"]} cannot be left out by applying the '
+      'others again: its edits are in a state of its own. me_jax.edits.grace'
+      '.delete takes edits out of that.'
+    )
+  model, num_facts = _rebuild(workdir, until, without, weights)
+  edit_step = max(num_facts, default=0)
+  editor = registry.acting_editor(config['method'], model)
+  state, fingerprint = None, model.fingerprint
+  if editor is not None:
+    state = _editor_state(workdir, edit_step, editor.init(model.params))
+    parts = [
+      fingerprint,
+      config['method'],
+      state_digest(jax.tree.leaves(state)),
+    ]
+    content = files.canonical_json(parts)
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
   return EditedState(
     model=model,
-    edit_step=max(num_facts, default=0),
+    edit_step=edit_step,
     num_edits=sum(num_facts.values()),
     edit_batch_size=config['edit_batch_size'],
     method=config['method']['name'],
+    fingerprint=fingerprint,
+    editor=editor,
+    editor_state=state,
   )
+
+
+def _editor_state(workdir: Workdir, step: int, first: Any) -> Any:
+  """The editor's state after a step; `first` before all."""
+  if not step:
+    return first
+  checkpoints = Checkpoints(workdir.checkpoints, workdir.identity()['weights'])
+  state = checkpoints.load(step).editor_state(first)
+  checkpoints.close()
+  return state
+
+
+def _require_weights(workdir: Workdir) -> None:
+  """Raises ValueError for a method whose edits are not in the weights."""
+  method = workdir.identity()['config'].get('method', {})
+  if registry.acts_in_forward(method):
+    raise ValueError(
+      f'The edits of {method["name"]} in {workdir.path} are not in the weights '
+      'but act beside them: there are no edited weights to be had. '
+      'launch.evaluate --run and me_jax.rebuild.edited_state take the model '
+      'with what acts on it.'
+    )
 
 
 def _rebuild(
@@ -123,6 +186,7 @@ def composed_edit(
     The edit, and metadata for `save_edit`: base, base_fingerprint, edit_steps.
   """
   workdir = _open(run)
+  _require_weights(workdir)
   identity = workdir.identity()
   checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
   steps = _steps(checkpoints, until, without)

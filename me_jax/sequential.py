@@ -43,6 +43,8 @@ class Run:
     model: At step 0.
     editor: The method, bound to the model.
     predictor: Asks the model, edited or not.
+    task_predictor: The same for the tasks, with the editor's
+      `task_interventions`; None for no other.
     requests: The facts, in the order of the edits.
     tasks: Measures of general ability.
     probe: Ordinary text; a model that finds it less likely than random tokens
@@ -58,6 +60,7 @@ class Run:
   requests: Sequence[EditRequest]
   tasks: Sequence[Task]
   probe: str
+  task_predictor: Predictor | None = None
   report: Callable[[list[results.Row]], None] = lambda rows: None
 
 
@@ -151,7 +154,7 @@ def _edit(
         f'run has {expected}. Choose another --workdir.'
       )
     params = edit_lib.apply_edit(state.params, saved.edit)
-    return ModelState(params, state.editor)
+    return ModelState(params, saved.editor_state(state.editor))
   start = time.monotonic()
   edit, editor_state, info = job.editor.edit(
     state.params, state.editor, requests
@@ -166,6 +169,7 @@ def _edit(
       'info': info,
       'seconds': time.monotonic() - start,
     },
+    editor_state,
   )
   return ModelState(params, editor_state)
 
@@ -264,6 +268,7 @@ class _Measurements:
         None
         if step == 0
         else [self._triangle[0, fact]['locality'] for fact in facts],
+        job.editor.lookups,
       )
       records = [
         {
@@ -307,7 +312,7 @@ class _Measurements:
         continue
       metrics = runner.evaluate(
         selection,
-        job.predictor,
+        job.task_predictor or job.predictor,
         state,
         state_fingerprint=fingerprint,
         path=job.workdir.samples(name, step),

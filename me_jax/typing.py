@@ -18,6 +18,33 @@ Taps = dict[Site, jax.Array]
 # fn(output of the site, what the site was computed from) -> new output
 Interventions = Mapping[Site, Callable[[jax.Array, jax.Array], jax.Array]]
 
+# What a token is to whoever puts it through the model. Of a scored continuation
+# the last token is never fed, for it predicts nothing; the others are OTHER, as
+# are padding and the rest of a prompt.
+OTHER = 0
+CONTEXT_END = 1  # the last token of a context whose continuations are scored
+PROMPT_END = 2  # the last token of a prompt, with which a pass ends, too
+NEW = 3  # a generated token, fed alone
+
+
+class Fed(NamedTuple):
+  """Tokens as they are put through the model together. A pytree.
+
+  Attributes:
+    kinds: int32 [B, T], OTHER, CONTEXT_END, PROMPT_END or NEW.
+    positions: int32 [B, T], the place of each in its text; padding has that
+      of a real token.
+  """
+
+  kinds: jax.Array
+  positions: jax.Array
+
+
+# The same for an editor, whose functions are also told what is fed.
+EditorInterventions = Mapping[
+  Site, Callable[[jax.Array, jax.Array, Fed], jax.Array]
+]
+
 
 class ModelState(NamedTuple):
   """A model after some edits: all that a prediction depends on. A pytree."""

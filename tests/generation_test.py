@@ -672,7 +672,7 @@ def test_interventions_come_from_the_editor_state(small, predictor, edited):
     small.config,
     small.tokenizer,
     interventions=lambda kernel: {
-      'layers/0/mlp/out': lambda _, key: key @ kernel
+      'layers/0/mlp/out': lambda _, key, fed: key @ kernel
     },
   )
   through_state = ModelState(small.params, change)

@@ -304,13 +304,13 @@ def test_interrupted_around_a_checkpoint(job, monkeypatch, saved):
   sequential.run(whole)
   save = checkpoints_lib.Checkpoints.save
 
-  def fail(checkpoints, step, edit, record):
+  def fail(checkpoints, step, *content):
     if saved:
-      save(checkpoints, step, edit, record)
+      save(checkpoints, step, *content)
     if step == 2:
       raise Interrupted
     if not saved:
-      save(checkpoints, step, edit, record)
+      save(checkpoints, step, *content)
 
   monkeypatch.setattr(checkpoints_lib.Checkpoints, 'save', fail)
   part = job('part')

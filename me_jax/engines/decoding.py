@@ -15,7 +15,7 @@ from me_jax.engines.prefix import Prefix, arguments
 from me_jax.models import cache as cache_lib
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
-from me_jax.typing import ModelState
+from me_jax.typing import NEW, OTHER, PROMPT_END, ModelState
 
 STOP_REASONS = ('', 'eos', 'length', 'nonfinite', 'decided')
 _RUNNING, EOS, LENGTH, NONFINITE, DECIDED = range(5)
@@ -100,6 +100,7 @@ def prefill(
   output = forward(
     state,
     forward.embed(state, ids),
+    kinds=jnp.where(order == slots - 1, PROMPT_END, OTHER),
     positions=positions,
     mask=mask,
     **arguments(prefix),
@@ -171,6 +172,7 @@ def decode(
     output = forward(
       state,
       forward.embed(state, fed),
+      kinds=NEW,
       positions=(offset + rows.lengths + last)[:, None],
       mask=mask,
       cache=rows.cache,

@@ -9,7 +9,7 @@ import numpy as np
 from me_jax.engines.forward import Forward
 from me_jax.engines.padding import pad_mask
 from me_jax.models import cache as cache_lib
-from me_jax.typing import ModelState
+from me_jax.typing import OTHER, ModelState
 
 
 class Prefix(NamedTuple):
@@ -64,6 +64,7 @@ def prefix_layers(
   output = forward(
     state,
     x,
+    kinds=OTHER,  # at least one token of each prompt is not shared
     positions=jnp.where(real, order, 0),
     mask=pad_mask(order[:, None, :] <= order[:, :, None], real),
   )

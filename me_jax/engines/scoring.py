@@ -12,7 +12,13 @@ from me_jax.engines.padding import pad_mask
 from me_jax.engines.prefix import Prefix, arguments
 from me_jax.models import llama
 from me_jax.models.config import ModelConfig
-from me_jax.typing import ModelState, ScoreRequest, ScoreResult
+from me_jax.typing import (
+  CONTEXT_END,
+  OTHER,
+  ModelState,
+  ScoreRequest,
+  ScoreResult,
+)
 
 _LOGIT_ROWS = 256  # positions whose V logits are held at once
 
@@ -142,9 +148,11 @@ def score_layers(
   mask = (order[None, :] <= order[:, None])[None] & (
     (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
   )
+  own = (real & (branches == 0)).sum(axis=1, keepdims=True)
   return forward(
     state,
     x,
+    kinds=jnp.where(order == own - 1, CONTEXT_END, OTHER),
     positions=positions,
     mask=pad_mask(mask, real),
     **arguments(prefix),

@@ -8,10 +8,12 @@ over a fact's prompts:
 
 * `token`: tokens that are the arg-max under teacher forcing;
 * `exact`: all of them are;
-* `generated`: tokens of a greedy continuation that are the same.
+* `generated`: tokens of a greedy continuation that are the same;
+* `trigger_rate`, of editors that choose where they act: prompts after which
+  they do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -29,6 +31,10 @@ from me_jax.typing import (
 )
 
 Scores = dict[str, float]  # 0 to 1; '<kind>_<score>'
+# From a model state and prompts to records with `triggered`.
+Lookups = Callable[
+  [ModelState, Sequence[tuple[int, ...]]], Sequence[Mapping[str, Any]]
+]
 NAMES = {
   'rewrite': 'reliability',
   'rephrase': 'generalization',
@@ -77,6 +83,7 @@ def score_facts(
   state: ModelState,
   requests: Sequence[EditRequest],
   unedited: Sequence[list[Said]] | None,
+  lookups: Lookups | None = None,
 ) -> list[FactScores]:
   """Scores of each request on a model state.
 
@@ -87,6 +94,8 @@ def score_facts(
     requests: The facts.
     unedited: `locality` of each fact on the unedited model; None if this is
       the unedited model.
+    lookups: Of an editor that chooses where it acts, see `Editor`; None for
+      others.
   """
   prompts = [
     prompt
@@ -126,6 +135,11 @@ def score_facts(
     for kind, reference in expected.items():
       for name, value in _compare(said, reference, len(p.target)).items():
         values[p.fact].setdefault(f'{kind}_{name}', []).append(value)
+  if lookups:
+    found = lookups(state, [p.context for p in prompts])
+    for p, record in zip(prompts, found, strict=True):
+      name = f'{p.kind}_trigger_rate'
+      values[p.fact].setdefault(name, []).append(float(record['triggered']))
   return [
     FactScores(
       {name: float(np.mean(v)) for name, v in values[fact].items()},
