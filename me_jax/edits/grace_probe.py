@@ -1,0 +1,96 @@
+"""Where prompts fall in a codebook: what is hit, and how far the rest is."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from me_jax import generation
+from me_jax.config import GraceConfig
+from me_jax.edits.codebook import nearest
+from me_jax.edits.editor import Info
+from me_jax.models import attention, llama, sites
+from me_jax.models.config import ModelConfig
+from me_jax.typing import ModelState, Params
+
+_BATCH = 16  # prompts whose keys are computed at once
+
+
+def lookups(
+  config: GraceConfig,
+  model: ModelConfig,
+  state: ModelState,
+  prompts: Sequence[tuple[int, ...]],
+) -> list[Info]:
+  """Of each prompt, token ids, where its query falls in the codebook.
+
+  Returns:
+    Per prompt `triggered`: the query is within a radius; `distance` to the
+    nearest entry and which, `entry`; None where there is no entry.
+  """
+  book = state.editor.codebook
+  found: list[Info] = [{} for _ in prompts]
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  for first in range(0, len(order), _BATCH):
+    batch = order[first : first + _BATCH]
+    longest = generation.bucket(len(prompts[batch[-1]]))
+    ids = np.zeros((_BATCH, longest), np.int32)
+    lengths = np.ones(_BATCH, np.int32)
+    for place, i in enumerate(batch):
+      ids[place, : len(prompts[i])] = prompts[i]
+      lengths[place] = len(prompts[i])
+    at = lengths - 1
+    if config.query == 'fixed_last_edit':
+      at = np.minimum(at, np.asarray(state.editor.last_query))
+    keys = keys_of(model, state.params, ids, lengths, at, layer=config.layer)
+    entries, distances = map(np.asarray, nearest(book, keys))
+    hits = distances <= np.asarray(book.radii)[entries]
+    for place, i in enumerate(batch):
+      is_any = bool(np.isfinite(distances[place]))
+      found[i] = {
+        'triggered': bool(hits[place]),
+        'distance': float(distances[place]) if is_any else None,
+        'entry': int(entries[place]) if is_any else None,
+      }
+  return found
+
+
+def distance_histogram(
+  records: Sequence[Info], edges: Sequence[float]
+) -> list[int]:
+  """How many records of `lookups` have their nearest entry in [edges[i],
+  edges[i + 1]); the last number counts what is farther, or has none."""
+  distances = [
+    np.inf if r['distance'] is None else r['distance'] for r in records
+  ]
+  bins = np.searchsorted(edges, distances, side='right') - 1
+  return [int((bins == i).sum()) for i in range(len(edges))]
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def keys_of(
+  config: ModelConfig,
+  params: Params,
+  ids: Int[Array, 'B T'],
+  lengths: Int[Array, ' B'],
+  at: Int[Array, ' B'],
+  *,
+  layer: int,
+) -> Float[Array, 'B F']:
+  """The keys of one token of each text, padded on the right."""
+  name = sites.site(layer, 'mlp/key')
+  slots = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+  taps = llama.run_layers(
+    config,
+    params,
+    llama.embed(config, params, ids),
+    stop=layer + 1,
+    taps=(name,),
+    positions=slots,
+    mask=attention.causal_mask(slots, slots, slots < lengths[:, None]),
+  ).taps
+  keys = jnp.take_along_axis(taps[name], at[:, None, None], axis=1)[:, 0]
+  return keys.astype(jnp.float32)
