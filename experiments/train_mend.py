@@ -1,0 +1,37 @@
+r"""Training of MEND's networks for one model.
+
+    python -m launch.train_mend \
+      --config=experiments/train_mend.py:model=smollm2_135m \
+      --workdir=runs/train_mend --data_root=data
+
+The published values, for a training of days on an accelerator; for a small
+model values with which an hour or two on a processor gets somewhere.
+"""
+
+from me_jax import config
+
+_FACTS = ('zsre_train', 'counterfact_train')
+
+
+def get_config(arg: str | None = None) -> config.MendTrainingConfig:
+  """The training; `arg` may be 'model=...'."""
+  chosen = config.parse_arg(arg, model='smollm2_135m')
+  small = chosen['model'] in ('smollm2_135m', 'tiny')
+  method = config.mend_preset(chosen['model'])
+  if small:
+    method = config.mend_preset(
+      chosen['model'],
+      lr=3e-5,
+      alpha_lr=1e-5,
+      max_length=24,
+      max_iters=20_000,
+      val_interval=500,
+      patience=5_000,
+    )
+  return config.MendTrainingConfig(
+    model=config.ModelSource(name=chosen['model']),
+    method=method,
+    facts=_FACTS,
+    facts_per_pool=1_631 if small else 0,
+    val_facts=100 if small else 200,
+  )

@@ -1,0 +1,158 @@
+"""Trains the networks with which MEND edits a model.
+
+    python -m launch.train_mend \\
+      --config=experiments/train_mend.py:model=smollm2_135m \\
+      --workdir=runs/train_mend --data_root=DATA
+
+Settings of the config are overridden as --config.method.lr=1e-5. Running the
+same command again resumes. The workdir holds `network.safetensors` (the best
+networks so far), `curve.jsonl`, the same for TensorBoard (`tensorboard
+--logdir=WORKDIR`) and `checkpoints/`. An editing run takes the networks as
+--config.method.network=WORKDIR/network.safetensors.
+"""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+import platform
+import sys
+import time
+
+import jax
+import tqdm
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import cache, evaluation, log
+from me_jax.config import MendTrainingConfig, checked
+from me_jax.data import facts, training_facts
+from me_jax.edits import mend_examples, mend_loop
+from me_jax.models import load
+from me_jax.progress import duration
+from me_jax.workdir import Workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'A file with get_config(arg), e.g. experiments/train_mend.py.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Directory of this training. One that holds another training is refused.',
+)
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root',
+  None,
+  'Directory with zsre/ and counterfact/; else $ME_JAX_DATA.',
+)
+_CACHE_DIR = flags.DEFINE_string(
+  'cache_dir',
+  None,
+  'Compiled programs, shared by all runs; else $ME_JAX_CACHE, else '
+  '~/.cache/me_jax. Deleting it costs time, no numbers.',
+)
+_KEPT_GB = flags.DEFINE_float(
+  'kept_gb',
+  4.0,
+  'Host memory for what enters the first edited layer. Beyond it that is '
+  'computed again each time an example comes: slower, the same numbers.',
+  lower_bound=0,
+)
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  cache.open_cache(_CACHE_DIR.value)
+  log.show_warnings()
+  try:
+    train(checked(_CONFIG.value))
+  except jax.errors.JaxRuntimeError as e:
+    sys.exit(
+      f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
+      'lower config.method.accumulate. The same command resumes.'
+    )
+  except (OSError, ValueError, KeyError, FloatingPointError) as e:
+    if logging.level_debug():
+      raise
+    sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')
+
+
+def train(config: MendTrainingConfig) -> None:
+  """Everything between the flags and the networks."""
+  start = time.monotonic()
+  sources = evaluation.sources(_DATA_ROOT.value)
+  split = training_facts.split(
+    [facts.load_facts(name, sources) for name in config.facts],
+    facts_per_pool=config.facts_per_pool,
+    val_facts=config.val_facts,
+    seed=config.method.seed,
+  )
+  counts = ', '.join(f'{name} {n}' for name, n in split.counts.items() if n)
+  print(f'Facts: {" and ".join(config.facts)} ({counts})', flush=True)
+  workdir = Workdir(_WORKDIR.value)
+  model = load.load_model(config.model.name, path=config.model.path)
+  print(
+    f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    flush=True,
+  )
+  identity = {
+    'config': dataclasses.asdict(config),
+    'weights': model.fingerprint,
+    'tokenizer': model.tokenizer.fingerprint,
+    'facts': split.sha256,
+  }
+  workdir.claim(
+    identity,
+    {
+      'facts_counts': split.counts,
+      'device': jax.devices()[0].device_kind,
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    },
+  )
+  training, validation = (
+    mend_examples.make_examples(
+      model.tokenizer,
+      part,
+      outer=config.method.outer,
+      max_length=config.method.max_length,
+    )
+    for part in (split.training, split.validation)
+  )
+  print(
+    f'Examples of at most {config.method.max_length} tokens: {len(training)} '
+    f'to learn from, {len(validation)} for validation',
+    flush=True,
+  )
+  best = mend_loop.train(
+    mend_loop.Training(
+      config=config.method,
+      model=model,
+      training=training,
+      validation=validation,
+      directory=workdir.path,
+      notes=identity | {'config': dataclasses.asdict(config.method)},
+      kept_bytes=int(_KEPT_GB.value * 1e9),
+      report=_report,
+    )
+  )
+  network: pathlib.Path = workdir.path / mend_loop.NETWORK
+  print(
+    f'Took {duration(time.monotonic() - start)}. Best after '
+    f'{best["iteration"]} examples. Networks: {network}'
+  )
+
+
+def _report(iteration: int, scores: dict[str, float]) -> None:
+  values = ', '.join(f'{name} {v:.4g}' for name, v in scores.items())
+  tqdm.tqdm.write(f'After {iteration} examples: {values}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

@@ -1,0 +1,220 @@
+"""The loop of MEND's training: steps, validation, checkpoints, the best kept.
+
+At every validation, in this order, the curve, the best networks so far and the
+state of the training go to the disk. A killed training goes on from its last
+validation, sees the same examples in the same order and ends with the same
+networks, to the bit.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from me_jax import event_log, files
+from me_jax.config import MendConfig
+from me_jax.edits import mend_examples, mend_file, mend_training
+from me_jax.edits.mend_examples import Example, Preparer
+from me_jax.edits.mend_file import Trained
+from me_jax.edits.mend_training import TrainState
+from me_jax.models.language_model import LanguageModel
+from me_jax.progress import Progress
+from me_jax.training_checkpoints import TrainingCheckpoints
+
+NETWORK = 'network.safetensors'
+CURVE = 'curve.jsonl'
+EVENTS = 'events.out.tfevents.0.mend'
+
+
+@dataclasses.dataclass(kw_only=True)
+class Training:
+  """One training and all that it needs.
+
+  Attributes:
+    config: Hyper-parameters.
+    model: The model, whose weights stay as they are.
+    training: Examples to learn from.
+    validation: Examples of other facts.
+    directory: For `NETWORK`, `CURVE`, `EVENTS` and the checkpoints.
+    notes: JSON values to store with the networks.
+    kept_bytes: Host memory for what enters the first edited layer.
+    report: Called after each validation.
+  """
+
+  config: MendConfig
+  model: LanguageModel
+  training: Sequence[Example]
+  validation: Sequence[Example]
+  directory: pathlib.Path
+  notes: dict[str, Any]
+  kept_bytes: int
+  report: Callable[[int, dict[str, float]], None] = lambda iteration, scores: (
+    None
+  )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Best:
+  """The best validation so far."""
+
+  iteration: int = 0
+  loss: float = math.inf
+
+
+def train(job: Training) -> dict[str, Any]:
+  """Trains to the end, or from where a killed training was.
+
+  Returns:
+    The record of the best validation.
+
+  Raises:
+    FloatingPointError: The loss is not finite.
+    ValueError: What is in the directory is damaged or of another shape.
+    OSError: The disk is full.
+  """
+  config, model = job.config, job.model
+  state = mend_training.init_state(config, model.config)
+  checkpoints = TrainingCheckpoints(job.directory / 'checkpoints')
+  try:
+    iteration, best = 0, _Best()
+    if found := checkpoints.restore(state):
+      iteration, state, record = found
+      best = _Best(**record['best'])
+    curve = _Curve(job.directory, iteration)
+    return _Loop(job, checkpoints, curve, best).run(iteration, state)
+  finally:
+    checkpoints.close()
+
+
+class _Loop:
+  """The compiled functions of a training, and its course."""
+
+  def __init__(
+    self,
+    job: Training,
+    checkpoints: TrainingCheckpoints,
+    curve: '_Curve',
+    best: _Best,
+  ):
+    self._job, self._checkpoints, self._curve = job, checkpoints, curve
+    self._best = best
+    config, model = job.config, job.model
+    self._prepare = Preparer(
+      model.config, model.params, config.layers[0], job.kept_bytes
+    )
+    self._update = mend_training.make_update(config, model.config)
+    self._validate = mend_training.make_validate(config, model.config)
+
+  def run(self, iteration: int, state: TrainState) -> dict[str, Any]:
+    """Until the last iteration, or until patience has run out."""
+    job, config = self._job, self._job.config
+    prepared = [self._prepare(example) for example in job.validation]
+    groups = mend_training.validation_groups(prepared, config)
+    facts = len(prepared) // config.batch * config.batch
+    with Progress(config.max_iters, 'training', 'examples') as progress:
+      progress(iteration)
+      while iteration < config.max_iters and not self._is_out(iteration):
+        state, scores = self._step(state, iteration)
+        iteration += config.accumulate
+        self._curve.add('train', iteration, scores)
+        if (
+          iteration % config.val_interval == 0 or iteration == config.max_iters
+        ):
+          self._end_of_interval(iteration, state, groups, facts)
+        progress(iteration)
+    return self._curve.validation(self._best.iteration)
+
+  def _is_out(self, iteration: int) -> bool:
+    return iteration - self._best.iteration >= self._job.config.patience
+
+  def _step(self, state, iteration):
+    job, config = self._job, self._job.config
+    indices = mend_training.facts_of_step(len(job.training), config, iteration)
+    group = mend_examples.group(
+      [self._prepare(job.training[i]) for i in indices], batch=config.batch
+    )
+    state, scores = self._update(job.model.params, state, group)
+    scores = {name: float(v) for name, v in jax.device_get(scores).items()}
+    if not math.isfinite(scores['loss'] + scores['grad_norm']):
+      raise FloatingPointError(
+        f'After {iteration} examples the loss is {scores["loss"]}, the norm of '
+        f'its gradient {scores["grad_norm"]}. Lower method.lr or '
+        'method.alpha_lr and start in an empty directory.'
+      )
+    return state, scores
+
+  def _end_of_interval(self, iteration, state, groups, facts) -> None:
+    job, config = self._job, self._job.config
+    scores = mend_training.validate_all(
+      self._validate, job.model.params, state, groups, facts
+    )
+    edit_lrs = jax.device_get(state.params['edit_lrs'])
+    scores |= {
+      'edit_lr_min': float(edit_lrs.min()),
+      'edit_lr_max': float(edit_lrs.max()),
+    }
+    self._curve.add('validation', iteration, scores)
+    self._curve.write()
+    job.report(iteration, scores)
+    if scores['loss'] < self._best.loss:
+      self._best = _Best(iteration=iteration, loss=scores['loss'])
+      mend_file.save(
+        job.directory / NETWORK,
+        Trained(
+          jax.device_get(state.params),
+          jax.device_get(state.statistics),
+          job.model.fingerprint,
+          mend_file.settings(config),
+          {**job.notes, 'iteration': iteration, 'validation': scores},
+        ),
+      )
+    self._checkpoints.save(
+      iteration, state, {'best': dataclasses.asdict(self._best)}
+    )
+
+
+class _Curve:
+  """The scores of all steps and validations, on the disk."""
+
+  def __init__(self, directory: pathlib.Path, iteration: int):
+    """Takes up the curve where the training goes on."""
+    self._directory = directory
+    self._records = [
+      record
+      for record in files.read_jsonl(directory / CURVE)
+      if record['iteration'] <= iteration
+    ]
+
+  def add(self, part: str, iteration: int, scores: dict[str, float]) -> None:
+    self._records.append({'part': part, 'iteration': iteration, **scores})
+
+  def validation(self, iteration: int) -> dict[str, Any]:
+    """The record of one validation."""
+    for record in self._records:
+      if (record['part'], record['iteration']) == ('validation', iteration):
+        return record
+    raise ValueError(
+      f'{self._directory / CURVE} has no validation after {iteration} '
+      'examples, but the checkpoint has. Restore the file, or start again in '
+      'an empty directory.'
+    )
+
+  def write(self) -> None:
+    files.write_jsonl(self._directory / CURVE, self._records)
+    event_log.write(
+      self._directory / EVENTS,
+      [
+        (
+          record['iteration'],
+          {
+            f'{record["part"]}/{name}': value
+            for name, value in record.items()
+            if name not in ('part', 'iteration')
+          },
+        )
+        for record in self._records
+      ],
+    )

@@ -1,0 +1,161 @@
+"""Whole trainings by the program, on a random model of four layers."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from me_jax import files
+from me_jax.edits import mend_loop, tensor_file
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+_CONFIG = """
+from me_jax import config
+
+
+def get_config(arg=None):
+  del arg
+  return config.MendTrainingConfig(
+    model=config.ModelSource(name='tiny'),
+    method=config.mend_preset(
+      'tiny',
+      layers=(3,),
+      lr=1e-3,
+      accumulate=2,
+      max_iters=40,
+      val_interval=4,
+    ),
+    val_facts=2,
+  )
+"""
+_ZSRE = [
+  {
+    'src': f'Where is Site {i}?',
+    'subject': f'Site {i}',
+    'alt': None,
+    'answers': [f'Rome{i}'],
+    'rephrase': f'Site {i} is in',
+    'loc': f'Who was Ann {i}?',
+    'loc_ans': 'A poet',
+  }
+  for i in range(4)
+]
+_COUNTERFACT = [
+  {
+    'case_id': i,
+    'prompt': f'The home of Bob {i} is',
+    'subject': f'Bob {i}',
+    'target_new': f'Oslo{i}',
+    'ground_truth': 'Rome',
+    'rephrase_prompt': f'Bob {i} lives in',
+    'locality_prompt': f'The home of Cyd {i} is',
+    'locality_ground_truth': 'Bari',
+  }
+  for i in range(4)
+]
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """A function that starts the program; all share compiled functions."""
+  root = tmp_path_factory.mktemp('train')
+  (root / 'config.py').write_text(_CONFIG)
+  for name, records in (
+    ('zsre/zsre_train.json', _ZSRE),
+    ('counterfact/counterfact-train.json', _COUNTERFACT),
+  ):
+    (root / name).parent.mkdir()
+    (root / name).write_text(json.dumps(records))
+  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
+  env = {k: v for k, v in os.environ.items() if k not in unset}
+  env |= {
+    'JAX_PLATFORMS': 'cpu',
+    # Compiling takes most of the time here; all are compiled alike.
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+  }
+
+  def start(workdir, *arguments):
+    return subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'launch.train_mend'),
+        f'--config={root / "config.py"}',
+        f'--data_root={root}',
+        f'--cache_dir={root / "cache"}',
+        f'--workdir={workdir}',
+        *arguments,
+      ],
+      cwd=_REPO,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+def _finish(process):
+  out, err = process.communicate(timeout=600)
+  return process.returncode, out, err
+
+
+@pytest.fixture(scope='module')
+def whole(start, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, *_finish(start(workdir))
+
+
+def test_what_it_says_and_leaves(whole):
+  workdir, code, out, err = whole
+  assert code == 0, err
+  assert 'Facts: zsre_train and counterfact_train (training 6' in out
+  assert 'at most 40 tokens: 6 to learn from, 2 for validation' in out
+  assert f'Networks: {workdir / mend_loop.NETWORK}' in out
+  assert 'After 4 examples: ' in err and 'reliability' in err
+  curve = files.read_jsonl(workdir / mend_loop.CURVE)
+  assert len(curve) == 20 + 10
+  assert (workdir / mend_loop.EVENTS).stat().st_size > 1000
+  _, metadata = tensor_file.read(workdir / mend_loop.NETWORK)
+  notes = json.loads(metadata['notes'])
+  identity = json.loads((workdir / 'config.json').read_text())['identity']
+  assert notes['facts'] == identity['facts']
+  assert notes['config']['layers'] == [3]
+
+
+def test_a_killed_training_ends_with_the_same_networks(start, whole, tmp_path):
+  process = start(tmp_path)
+  deadline = time.monotonic() + 600
+  while not (tmp_path / 'checkpoints' / '4').is_dir():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  code, _, err = _finish(start(tmp_path))
+  assert code == 0, err
+  for name in (mend_loop.CURVE, mend_loop.EVENTS):
+    assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+  found, expected = (
+    tensor_file.read(directory / mend_loop.NETWORK)
+    for directory in (tmp_path, whole[0])
+  )
+  assert tensor_file.digest(found[0]) == tensor_file.digest(expected[0])
+  assert found[1] == expected[1]
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--config.method.lr=0.5', 'config.method.lr: 0.001 there, 0.5 now'),
+    ('--config.method.step_sign=up', 'step_sign must be one of minus, plus'),
+  ],
+)
+def test_what_is_refused(start, whole, argument, message):
+  code, _, err = _finish(start(whole[0], argument))
+  assert code == 1
+  assert message in err and err.count('\n') == 1
