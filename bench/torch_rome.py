@@ -57,7 +57,9 @@ def edit(
   """
   batch = _batch(rows)
   key = _keys_and_values(model, batch, slice(0, -1), layer)[0].mean(0)
-  target_init, delta, history = _search(model, batch, layer, settings)
+  target_init, delta, history = _search(
+    model, batch, model.model.layers[layer].mlp, settings
+  )
   current_key, current_value = (
     x[0] for x in _keys_and_values(model, batch, slice(0, 1), layer)
   )
@@ -71,6 +73,25 @@ def edit(
   return TorchEdit(
     delta.numpy(), *np.array(history).T, left.numpy(), right.numpy()
   )
+
+
+def search(
+  model: transformers.LlamaForCausalLM,
+  rows: Any,
+  *,
+  module: torch.nn.Module,
+  settings: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The latent search alone, for whatever `module` of `model` puts out.
+
+  MEMIT searches the output of a block, `model.model.layers[i]`.
+
+  Returns:
+    Start value [D], delta [D], and [evaluations, 4]: loss, NLL, divergence,
+    weight decay.
+  """
+  start, delta, history = _search(model, _batch(rows), module, settings)
+  return start.numpy(), delta.numpy(), np.array(history)
 
 
 class _Batch(NamedTuple):
@@ -120,7 +141,7 @@ def _keys_and_values(
   return key, value
 
 
-def _search(model, batch: _Batch, layer: int, settings: Any):
+def _search(model, batch: _Batch, module: torch.nn.Module, settings: Any):
   """`target_init`, delta, and (loss, nll, kl, weight decay) per evaluation."""
   at = torch.arange(len(batch.lookups)), batch.lookups
   delta = torch.zeros(model.config.hidden_size, requires_grad=True)
@@ -136,7 +157,7 @@ def _search(model, batch: _Batch, layer: int, settings: Any):
     output[at] += delta
     return output
 
-  handle = model.model.layers[layer].mlp.register_forward_hook(add_delta)
+  handle = module.register_forward_hook(add_delta)
   try:
     for step in range(settings.v_num_grad_steps):
       optimizer.zero_grad()

@@ -14,7 +14,7 @@ sequential reliability from 80 to 52.3, while individual reliability stays at
 
 from me_jax import config
 
-_SMALL = ('smollm2_135m', 'tiny')
+_SMALL = {'smollm2_135m': 1536, 'tiny': 64}  # and the width of their keys
 _EIGHT = (
   'mmlu',
   'mbpp',
@@ -30,14 +30,29 @@ _FOR_SMALL = ('mmlu', 'commonsenseqa', 'commonsenseqa_cloze', 'wikitext_ppl')
 
 
 def get_config(arg: str | None = None) -> config.RunConfig:
-  """The run; `arg` is 'method=...,model=...'."""
-  chosen = config.parse_arg(arg, method='rome', model='llama2_7b')
-  if chosen['method'] != 'rome':
-    raise ValueError(f'method must be rome, got {chosen["method"]!r}.')
+  """The run; `arg` is 'method=...,model=...' and, for MEMIT, 'preset=...'."""
+  chosen = config.parse_arg(arg, method='rome', model='llama2_7b', preset='')
   small = chosen['model'] in _SMALL
+  methods = {
+    'rome': lambda: config.RomeConfig(layer=5),
+    'grace': lambda: _grace(small),
+    'emmet': lambda: config.EmmetConfig(layer=5),
+    # With the networks given as --config.method.network=FILE.
+    'mend': lambda: config.mend_preset(chosen['model']),
+    'memit': lambda: _memit(chosen['model'], chosen['preset'] or 'easyedit'),
+  }
+  if chosen['method'] not in methods:
+    raise ValueError(
+      f'method must be one of {", ".join(methods)}, got {chosen["method"]!r}.'
+    )
+  if chosen['preset'] and chosen['method'] != 'memit':
+    raise ValueError(
+      f'preset is for memit only, got preset={chosen["preset"]} and '
+      f'method={chosen["method"]}.'
+    )
   return config.RunConfig(
     model=config.ModelSource(name=chosen['model']),
-    method=config.RomeConfig(layer=5),
+    method=methods[chosen['method']](),
     facts=config.FactsConfig(name='zsre'),
     second_moment=config.SecondMomentConfig(
       # 2,000 passages are some 250,000 tokens, 160 for each unit of the MLP.
@@ -51,4 +66,24 @@ def get_config(arg: str | None = None) -> config.RunConfig:
     eval_steps=(0, 1, 10, 20, 100),
     tasks=_FOR_SMALL if small else _EIGHT,
     limit=50 if small else 0,
+  )
+
+
+def _grace(small: bool) -> config.GraceConfig:
+  """The paper's radius and layer; small models have 30 layers in all.
+
+  Benchmarks of the paper's models look up every token they generate, as a
+  harness does that knows nothing of prompts (hypothesis on its appendix C).
+  """
+  if small:
+    return config.GraceConfig(layer=25)
+  return config.GraceConfig(layer=30, task_query='every_new_token')
+
+
+def _memit(model: str, preset: str) -> config.MemitConfig:
+  """Layers 4-8; a small model with the λ that belongs to its width."""
+  if model not in _SMALL:
+    return config.memit_preset(preset)
+  return config.memit_preset(
+    preset, mom2_update_weight=config.memit_update_weight(_SMALL[model])
   )

@@ -7,6 +7,7 @@ same command again resumes. See the README for what a run prints and keeps.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -141,6 +142,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     'tokenizer': model.tokenizer.fingerprint,
     'facts': drawn.sha256,
     'tasks': {task.name: fingerprint(task) for task in tasks},
+    **registry.trained(config.method),
   }
   workdir.check(identity)
   factors, moments = _factors(config, model, sources, cache_dir)
@@ -175,24 +177,32 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     text = report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
     files.write_atomic(workdir.report, text)
 
+  activations = (
+    Activations(
+      registry.first_edited_layer(config.method),
+      int(config.evals.lower_layers_gb * 1e9),
+    )
+    if config.evals.lower_layers_gb
+    else None
+  )
+  predictor = functools.partial(
+    generation.LlamaPredictor,
+    model.config,
+    model.tokenizer,
+    whole_prompts=editor.needs_whole_prompts,
+    refill=config.evals.refill,
+    activations=activations,
+  )
   sequential.run(
     sequential.Run(
       config=config,
       workdir=workdir,
       model=model,
       editor=editor,
-      predictor=generation.LlamaPredictor(
-        model.config,
-        model.tokenizer,
-        interventions=editor.interventions,
-        refill=config.evals.refill,
-        activations=Activations(
-          registry.first_edited_layer(config.method),
-          int(config.evals.lower_layers_gb * 1e9),
-        )
-        if config.evals.lower_layers_gb
-        else None,
-      ),
+      predictor=predictor(interventions=editor.interventions),
+      task_predictor=predictor(interventions=editor.task_interventions)
+      if editor.task_interventions
+      else None,
       requests=drawn.requests,
       tasks=tasks,
       probe=sample.sample_prose(),
@@ -248,7 +258,10 @@ def _factors(
 def _templates(
   config: RunConfig, model: LanguageModel, workdir: Workdir
 ) -> tuple[str, ...]:
-  """The run's context templates: given, stored, or drawn now and stored."""
+  """The run's context templates: given, stored, or drawn now and stored; none
+  for a method that uses none."""
+  if not registry.uses_templates(config.method):
+    return ()
   if config.method.context_templates:
     return tuple(config.method.context_templates)
   if workdir.templates.exists():

@@ -9,7 +9,13 @@ Parameters are plain trees of arrays, edits are small values, and nothing is
 changed in place.
 """
 
-from me_jax.config import RomeConfig
+from me_jax.config import (
+  EmmetConfig,
+  GraceConfig,
+  MemitConfig,
+  MendConfig,
+  RomeConfig,
+)
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits.edit import (
   Edit,
@@ -20,6 +26,9 @@ from me_jax.edits.edit import (
   save_edit,
 )
 from me_jax.edits.editor import Editor
+from me_jax.edits.grace import grace
+from me_jax.edits.memit import emmet, memit
+from me_jax.edits.mend import mend
 from me_jax.edits.rome import rome
 from me_jax.edits.templates import draw_templates
 from me_jax.generation import LlamaPredictor
@@ -30,19 +39,27 @@ __all__ = [
   'Edit',
   'EditRequest',
   'Editor',
+  'EmmetConfig',
   'GenerateRequest',
+  'GraceConfig',
   'LanguageModel',
   'LlamaPredictor',
   'LocalityPrompt',
   'LowRank',
+  'MemitConfig',
+  'MendConfig',
   'ModelState',
   'RomeConfig',
   'ScoreRequest',
   'apply_edit',
   'compose',
   'draw_templates',
+  'emmet',
+  'grace',
   'load_edit',
   'load_model',
+  'memit',
+  'mend',
   'rome',
   'save_edit',
 ]

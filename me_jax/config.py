@@ -63,6 +63,263 @@ class RomeConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class _TargetsConfig:
+  """The search for targets z of a batch of facts, in its authors' names.
+
+  Attributes:
+    v_num_grad_steps: Evaluations of the loss; there is one update less.
+    v_lr: Adam's step size.
+    v_weight_decay: Factor of `‖delta‖ / ‖target_init‖^2`.
+    clamp_norm_factor: `‖delta‖` stays below so many times `‖target_init‖`.
+    kl_factor: Factor of the divergence on "{subject} is a".
+    early_stop_loss: The search of a fact ends below this total loss.
+    search_batch_size: So many facts at most are searched at once. Memory grows
+      with it; numbers move by rounding only.
+    context_template_length_params: Pairs (tokens, how many).
+    context_templates: Explicit templates instead of drawn ones.
+  """
+
+  v_num_grad_steps: int = 25
+  v_lr: float = 0.5
+  v_weight_decay: float = 1e-3
+  clamp_norm_factor: float = 4.0
+  kl_factor: float = 0.0625
+  early_stop_loss: float = 0.05
+  search_batch_size: int = 16
+  context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
+  context_templates: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    _at_least('method.v_num_grad_steps', self.v_num_grad_steps, 1)
+    _at_least('method.search_batch_size', self.search_batch_size, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class MemitConfig(_TargetsConfig):
+  """MEMIT's hyper-parameters; `memit_preset` gives published values.
+
+  Attributes:
+    name: Always 'memit'.
+    layers: Layers whose `down_proj` is edited, from the lowest up; targets are
+      searched after the last one.
+    mom2_update_weight: λ, how much old keys weigh against new ones. Means a
+      second moment that is a mean, not a sum, and belongs to the width of the
+      model: `memit_update_weight`.
+    cache_previous_keys: Keys of earlier batches are kept in place, too.
+  """
+
+  name: str = 'memit'
+  layers: tuple[int, ...] = (4, 5, 6, 7, 8)
+  mom2_update_weight: float = 15_000.0
+  cache_previous_keys: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    layers = tuple(self.layers)
+    if not layers or list(layers) != sorted(set(layers)):
+      raise ValueError(
+        'method.layers must be one layer or more, each once, from the lowest '
+        f'up, got {layers}.'
+      )
+    if not self.mom2_update_weight > 0:
+      raise ValueError(
+        'method.mom2_update_weight must be above 0, got '
+        f'{self.mom2_update_weight}.'
+      )
+
+
+@dataclasses.dataclass(kw_only=True)
+class EmmetConfig(_TargetsConfig):
+  """EMMET's hyper-parameters.
+
+  Attributes:
+    name: Always 'emmet'.
+    layer: Layer whose `down_proj` is edited, zero-based.
+    emmet_lambda: How far new keys may miss their values; at 0 none does, and
+      no two keys of a batch may be alike. Means a second moment that is a mean:
+      a file with `mom2_update_weight` 100000 and 0.1 is 10000 here.
+  """
+
+  name: str = 'emmet'
+  layer: int = 5
+  emmet_lambda: float = 0.1
+
+  def __post_init__(self):
+    super().__post_init__()
+    _at_least('method.emmet_lambda', self.emmet_lambda, 0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class MendConfig:
+  """MEND's hyper-parameters; `mend_preset` fits them to a model.
+
+  What an edit does follows from the first seven; the others are those of
+  `launch.train_mend`, which made the networks.
+
+  Attributes:
+    name: Always 'mend'.
+    layers: Layers whose gate, up and down projections are edited.
+    rank: Of the layers of the gradient transform; at most its width.
+    n_hidden: Layers before the last one.
+    edit_lr: Step size of an edit before training, for every matrix.
+    step_sign: 'minus' starts as a step down the edit's loss, 'plus' as a step
+      up, as the authors' code does.
+    network: File of the trained networks.
+    max_length: Tokens; training leaves out examples with a longer text.
+    lr: Adam's step size for the networks,
+    alpha_lr: and for the step sizes of edits.
+    c_edit: Weight of the negative log-likelihood of the target,
+    c_loc: and of the divergence on unrelated text.
+    outer: What the target is asked with: the 'rephrase', or the 'same' prompt.
+    batch: Facts that one example writes at once.
+    accumulate: Examples per step of Adam.
+    clip: Largest norm of a gradient.
+    max_iters: Examples at most,
+    val_interval: from one validation to the next,
+    patience: and without a better one, after which training ends.
+    seed: Of the networks and the order of examples.
+  """
+
+  name: str = 'mend'
+  layers: tuple[int, ...] = (29, 30, 31)
+  rank: int = 1920
+  n_hidden: int = 1
+  edit_lr: float = 1e-4
+  step_sign: str = 'minus'
+  network: str = ''
+  max_length: int = 40
+  lr: float = 1e-6
+  alpha_lr: float = 1e-4
+  c_edit: float = 0.1
+  c_loc: float = 1.0
+  outer: str = 'rephrase'
+  batch: int = 1
+  accumulate: int = 10
+  clip: float = 100.0
+  max_iters: int = 100_000
+  val_interval: int = 1_000
+  patience: int = 20_000
+  seed: int = 42
+
+  def __post_init__(self):
+    _one_of('method.step_sign', self.step_sign, ('minus', 'plus'))
+    _one_of('method.outer', self.outer, ('rephrase', 'same'))
+    for name in ('rank', 'batch', 'accumulate', 'max_iters', 'val_interval'):
+      _at_least(f'method.{name}', getattr(self, name), 1)
+    _at_least('method.n_hidden', self.n_hidden, 0)
+    layers = tuple(self.layers)
+    if not layers or list(layers) != sorted(set(layers)):
+      raise ValueError(
+        'method.layers must be one layer or more, each once, from the lowest '
+        f'up, got {layers}.'
+      )
+    for name in ('val_interval', 'max_iters'):
+      if getattr(self, name) % self.accumulate:
+        raise ValueError(
+          f'method.{name} must be a multiple of method.accumulate = '
+          f'{self.accumulate}, got {getattr(self, name)}.'
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class MendTrainingConfig:
+  """One training of MEND's networks, which a model's weights outlive.
+
+  Attributes:
+    model: Whose edits the networks are to make.
+    method: Hyper-parameters.
+    facts: Pools to learn from, by name, as in `FactsConfig`.
+    facts_per_pool: Facts drawn from each; 0 for all.
+    val_facts: Facts of these set aside for validation; no subject of theirs is
+      learned from.
+  """
+
+  model: ModelSource
+  method: MendConfig
+  facts: tuple[str, ...] = ('zsre_train', 'counterfact_train')
+  facts_per_pool: int = 0
+  val_facts: int = 200
+
+  def __post_init__(self):
+    _at_least('facts_per_pool', self.facts_per_pool, 0)
+    _at_least('val_facts', self.val_facts, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class GraceConfig:
+  """GRACE's hyper-parameters. The policies and rules of look-ups are those of
+  `edits/grace_lookup.py`, what becomes of a key is in `edits/codebook.py`.
+
+  Attributes:
+    name: Always 'grace'.
+    layer: Layer whose `down_proj` has the codebook, zero-based.
+    eps: Deferral radius of a new key: Euclidean, so the same number means
+      something else at another layer or model.
+    edit_lr: Adam's step size.
+    n_iter: Adam's steps, all of which are made.
+    val_init: 'cold' begins a value at random, 'warm' at the present output.
+    seed: Of 'cold'.
+    replacement: 'replace_last', 'replace_prompt' or 'replace_all'; the last two
+      with 'last_prompt' only.
+    query: Policy of learning and of edit scores: 'last_prompt',
+      'every_new_token', 'last_input' or 'fixed_last_edit'.
+    task_query: Policy of measures of general ability; empty for the same.
+    eps_expand: 'coverage' or 'moving_average'.
+    label_match: What makes two facts say the same: 'target_ids', or
+      'legacy_label_mean', the mean over tokens with -100 for the prompt's.
+    reedit: 'overwrite', or 'legacy_split', after which a second fact for the
+      same prompt is never found.
+    edit_if: 'always', or 'wrong': only if some token of the target is not what
+      the model says.
+  """
+
+  name: str = 'grace'
+  layer: int = 30
+  eps: float = 1.0
+  edit_lr: float = 1.0
+  n_iter: int = 50
+  val_init: str = 'cold'
+  seed: int = 0
+  replacement: str = 'replace_last'
+  query: str = 'last_prompt'
+  task_query: str = ''
+  eps_expand: str = 'coverage'
+  label_match: str = 'target_ids'
+  reedit: str = 'overwrite'
+  edit_if: str = 'always'
+
+  def __post_init__(self):
+    policies = (
+      'last_prompt',
+      'every_new_token',
+      'last_input',
+      'fixed_last_edit',
+    )
+    for name, allowed in {
+      'val_init': ('cold', 'warm'),
+      'replacement': ('replace_last', 'replace_prompt', 'replace_all'),
+      'query': policies,
+      'task_query': ('', *policies),
+      'eps_expand': ('coverage', 'moving_average'),
+      'label_match': ('target_ids', 'legacy_label_mean'),
+      'reedit': ('overwrite', 'legacy_split'),
+      'edit_if': ('always', 'wrong'),
+    }.items():
+      _one_of(f'method.{name}', getattr(self, name), allowed)
+    _at_least('method.n_iter', self.n_iter, 1)
+    if not self.eps > 0:
+      raise ValueError(f'method.eps must be above 0, got {self.eps}.')
+    used = {self.query, self.task_query or self.query}
+    if self.replacement != 'replace_last' and used != {'last_prompt'}:
+      raise ValueError(
+        f'method.replacement {self.replacement} replaces tokens before the '
+        'query, which must be there when they are computed: set method.query '
+        f'to last_prompt and method.task_query to nothing, got {self.query!r} '
+        f'and {self.task_query!r}.'
+      )
+
+
+@dataclasses.dataclass(kw_only=True)
 class SecondMomentConfig:
   """Which text the second moment of the keys is collected from.
 
@@ -201,6 +458,53 @@ def checked(config: Any) -> Any:
       if dataclasses.is_dataclass(value := getattr(config, field.name))
     },
   )
+
+
+def memit_update_weight(mlp_dim: int) -> float:
+  """λ for a model with keys of width F, like 15000 for LLaMA-2-7B.
+
+  A key k of ordinary text has q = kᵀ C⁻¹ k near F, and an edit delivers
+  q / (λ + q) of what it is asked for: 15000 F / 11008 keeps that fraction.
+  """
+  return 15_000 * mlp_dim / 11_008
+
+
+def memit_preset(preset: str, **changes: Any) -> MemitConfig:
+  """MEMIT with published values.
+
+  Args:
+    preset: 'easyedit', whose files for LLaMA-2 hardly bound the search, or
+      'authors', whose file for GPT-J keeps targets near where they start.
+    **changes: Of other fields.
+
+  Raises:
+    ValueError: There is no such preset, or a value is out of range.
+  """
+  values = {
+    'easyedit': {'clamp_norm_factor': 4.0, 'v_weight_decay': 1e-3},
+    'authors': {'clamp_norm_factor': 0.75, 'v_weight_decay': 0.5},
+  }
+  _one_of('preset', preset, tuple(values))
+  return MemitConfig(**{**values[preset], **changes})
+
+
+def mend_preset(model: str, **changes: Any) -> MendConfig:
+  """MEND for a model by name.
+
+  The last three of its layers, as for LLaMA-2-7B, and networks as narrow for
+  their width as there: rank 1920 of 15104. What a rank costs grows with the
+  width; on a small model 1920 would cost more than the model itself.
+
+  Args:
+    model: The model; all but the small ones get the published values, which
+      means layers 29 to 31 for the 40 of LLaMA-2-13B, too.
+    **changes: Of other fields.
+  """
+  values = {
+    'smollm2_135m': {'layers': (27, 28, 29), 'rank': 268},
+    'tiny': {'layers': (1, 2, 3), 'rank': 12},
+  }
+  return MendConfig(**{**values.get(model, {}), **changes})
 
 
 def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:

@@ -1,25 +1,83 @@
 """The editing methods by name, and what each needs before it can start."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from me_jax.config import RomeConfig
+from me_jax.config import (
+  EmmetConfig,
+  GraceConfig,
+  MemitConfig,
+  MendConfig,
+  RomeConfig,
+)
+from me_jax.edits import mend_file
 from me_jax.edits.editor import Editor
+from me_jax.edits.grace import grace
+from me_jax.edits.memit import emmet, memit
+from me_jax.edits.mend import mend
 from me_jax.edits.rome import rome
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.language_model import LanguageModel
 
 
+class _Method(NamedTuple):
+  """What the registry knows of the methods with one class of config.
+
+  Attributes:
+    second_moment_layers: Layers whose second moment the method wants.
+    first_edited_layer: No parameter below it is ever changed.
+    make: The editor, of (config, model, templates, factors).
+  """
+
+  second_moment_layers: Callable[[Any], tuple[int, ...]]
+  first_edited_layer: Callable[[Any], int]
+  make: Callable[
+    [Any, LanguageModel, Sequence[str], Mapping[int, Factor]], Editor
+  ]
+
+
 def second_moment_layers(method: Any) -> tuple[int, ...]:
   """Layers whose second moment the method wants."""
-  _check(method)
-  return (method.layer,) if method.mom2_adjustment else ()
+  return _of(method).second_moment_layers(method)
 
 
 def first_edited_layer(method: Any) -> int:
   """No parameter below this layer is ever changed by the method."""
-  _check(method)
-  return method.layer
+  return _of(method).first_edited_layer(method)
+
+
+def trained(method: Any) -> dict[str, str]:
+  """Hashes of the files that the method was given, by the setting's name; none
+  for a method that is not trained.
+
+  Raises:
+    FileNotFoundError: There is no such file, or none was given.
+    ValueError: It is damaged.
+  """
+  if not isinstance(method, MendConfig):
+    return {}
+  return {'network': mend_file.digest(method.network)}
+
+
+def uses_templates(method: Any) -> bool:
+  """Whether context templates are among the method's settings."""
+  return hasattr(method, 'context_templates')
+
+
+def acts_in_forward(method: Mapping[str, Any]) -> bool:
+  """Whether a method, by its stored config, leaves the weights alone."""
+  return method.get('name') == 'grace'
+
+
+def acting_editor(
+  method: Mapping[str, Any], model: LanguageModel
+) -> Editor | None:
+  """The editor of a stored config that acts in the forward pass; None for a
+  method whose edits are all in the weights."""
+  if not acts_in_forward(method):
+    return None
+  return make_editor(GraceConfig(**method), model, templates=(), factors={})
 
 
 def make_editor(
@@ -40,7 +98,10 @@ def make_editor(
   Raises:
     ValueError: The method is unknown or cannot be applied to the model.
   """
-  _check(method)
+  return _of(method).make(method, model, templates, factors)
+
+
+def _rome(method, model, templates, factors) -> Editor:
   return rome(
     method,
     model.config,
@@ -50,8 +111,55 @@ def make_editor(
   )
 
 
-def _check(method: Any) -> None:
-  if not isinstance(method, RomeConfig):
+def _grace(method, model, templates, factors) -> Editor:
+  del templates, factors
+  return grace(method, model.config, model.tokenizer)
+
+
+def _mend(method, model, templates, factors) -> Editor:
+  del templates, factors
+  trained = mend_file.load(
+    method.network, method, model.config, model.fingerprint
+  )
+  return mend(method, model.config, model.tokenizer, trained=trained)
+
+
+def _batched(editor, method, model, templates, factors) -> Editor:
+  """Of `memit` or `emmet`."""
+  return editor(
+    method,
+    model.config,
+    model.tokenizer,
+    templates=templates,
+    factors=factors,
+  )
+
+
+_METHODS: dict[type, _Method] = {
+  EmmetConfig: _Method(
+    lambda m: (m.layer,),
+    lambda m: m.layer,
+    functools.partial(_batched, emmet),
+  ),
+  GraceConfig: _Method(lambda m: (), lambda m: m.layer, _grace),
+  MemitConfig: _Method(
+    lambda m: tuple(m.layers),
+    lambda m: m.layers[0],
+    functools.partial(_batched, memit),
+  ),
+  MendConfig: _Method(lambda m: (), lambda m: m.layers[0], _mend),
+  RomeConfig: _Method(
+    lambda m: (m.layer,) if m.mom2_adjustment else (),
+    lambda m: m.layer,
+    _rome,
+  ),
+}
+
+
+def _of(method: Any) -> _Method:
+  if type(method) not in _METHODS:
     raise ValueError(
-      f'Unknown editing method {type(method).__name__}; there is RomeConfig.'
+      f'Unknown editing method {type(method).__name__}; there are '
+      f'{", ".join(sorted(c.__name__ for c in _METHODS))}.'
     )
+  return _METHODS[type(method)]

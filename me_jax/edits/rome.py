@@ -155,7 +155,7 @@ def edit_one(
     'lookup_position': int(rows.lookups[0]),
     'start_norm': float(np.linalg.norm(prepared.outputs[0])),
     'delta_norm': float(np.linalg.norm(found.delta)),
-    'steps': _history(found),
+    'steps': values.history(found),
     'key_cosine': key_cosine,
     'change_norm': norm,
     'relative_change_norm': relative_norm,
@@ -203,17 +203,6 @@ def search_config(config: RomeConfig) -> values.SearchConfig:
     kl_factor=config.kl_factor,
     early_stop_loss=config.early_stop_loss,
   )
-
-
-def _history(found: values.Found) -> list[Info]:
-  names = [n for n in found._fields if n not in ('delta', 'num_evaluations')]
-  return [
-    {
-      'loss': float(found.nll[i] + found.kl[i] + found.weight_decay[i]),
-      **{name: getattr(found, name)[i].item() for name in names},
-    }
-    for i in range(int(found.num_evaluations))
-  ]
 
 
 def _warnings(

@@ -81,6 +81,26 @@ class Found(NamedTuple):
   projected: Bool[Array, ' steps']
 
 
+class Searching(NamedTuple):
+  """A search between two steps.
+
+  Attributes:
+    i: Evaluations so far.
+    stop: It has ended.
+    delta: Where the loss is evaluated next.
+    moments: Adam's.
+    projected: `delta` has just been pulled back to the clamp.
+    found: The result so far.
+  """
+
+  i: Int[Array, '']
+  stop: Bool[Array, '']
+  delta: Float[Array, ' D']
+  moments: optax.OptState
+  projected: Bool[Array, '']
+  found: Found
+
+
 @functools.partial(jax.jit, static_argnames=('config', 'layer', 'site'))
 def prepare(
   config: ModelConfig, params: Params, rows: Rows, *, layer: int, site: str
@@ -149,53 +169,87 @@ def search(
   `v_num_grad_steps` evaluations; the last evaluation makes no update.
   """
   c = search_config
-  steps = c.v_num_grad_steps
   loss_and_grad = jax.value_and_grad(
     functools.partial(_loss, config, params, rows, prepared, layer, c),
     has_aux=True,
   )
-  optimizer = optax.adam(c.v_lr)
-  start_norm = jnp.linalg.norm(prepared.outputs[0])
-  largest = c.clamp_norm_factor * start_norm
+  largest = c.clamp_norm_factor * jnp.linalg.norm(prepared.outputs[0])
 
-  def step(carry):
-    i, _, delta, moments, projected, found = carry
-    (loss, parts), grad = loss_and_grad(delta)
-    parts = {**parts, 'delta_norm': _norm(delta), 'projected': projected}
-    found = found._replace(
-      delta=delta,
-      num_evaluations=i + 1,
-      **{
-        name: getattr(found, name).at[i].set(value)
-        for name, value in parts.items()
-      },
-    )
-    stop = (loss < c.early_stop_loss) | (i == steps - 1)
-    update, moments = optimizer.update(grad, moments)
-    delta = delta + update
-    norm = _norm(delta)
-    projected = norm > largest
-    delta = jnp.where(projected, delta * (largest / norm), delta)
-    return i + 1, stop, delta, moments, projected, found
+  def step(now):
+    (loss, parts), grad = loss_and_grad(now.delta)
+    return advance(c, now, largest, loss, parts, grad)
 
-  zero = jnp.zeros_like(prepared.outputs[0])
-  history = jnp.zeros(steps, jnp.float32)
+  with jax.default_matmul_precision('highest'):
+    return jax.lax.while_loop(
+      lambda now: ~now.stop, step, begin(c, jnp.zeros_like(prepared.outputs[0]))
+    ).found
+
+
+def begin(c: SearchConfig, zero: Float[Array, ' D']) -> Searching:
+  """A search at `zero` that has evaluated nothing yet."""
+  history = jnp.zeros(c.v_num_grad_steps, jnp.float32)
   nothing_found = Found(
     zero,
     jnp.zeros((), jnp.int32),
     *(history,) * 5,
-    projected=jnp.zeros(steps, bool),
+    projected=jnp.zeros(c.v_num_grad_steps, bool),
   )
-  start = (
+  return Searching(
     jnp.zeros((), jnp.int32),
     jnp.zeros((), bool),
     zero,
-    optimizer.init(zero),
+    optax.adam(c.v_lr).init(zero),
     jnp.zeros((), bool),
     nothing_found,
   )
-  with jax.default_matmul_precision('highest'):
-    return jax.lax.while_loop(lambda carry: ~carry[1], step, start)[-1]
+
+
+def advance(
+  c: SearchConfig,
+  now: Searching,
+  largest: Float[Array, ''],
+  loss: Float[Array, ''],
+  parts: dict[str, Float[Array, '']],
+  grad: Float[Array, ' D'],
+) -> Searching:
+  """One evaluation noted, and one update, pulled back where above `largest`.
+
+  Args:
+    c: Hyper-parameters.
+    now: Before.
+    largest: Longest vector allowed.
+    loss: At `now.delta`.
+    parts: What of it goes into the histories of `Found`.
+    grad: Of the loss.
+  """
+  parts = {**parts, 'delta_norm': norm(now.delta), 'projected': now.projected}
+  found = now.found._replace(
+    delta=now.delta,
+    num_evaluations=now.i + 1,
+    **{
+      name: getattr(now.found, name).at[now.i].set(value)
+      for name, value in parts.items()
+    },
+  )
+  stop = (loss < c.early_stop_loss) | (now.i == c.v_num_grad_steps - 1)
+  update, moments = optax.adam(c.v_lr).update(grad, now.moments)
+  delta = now.delta + update
+  length = norm(delta)
+  projected = length > largest
+  delta = jnp.where(projected, delta * (largest / length), delta)
+  return Searching(now.i + 1, stop, delta, moments, projected, found)
+
+
+def history(found: Found) -> list[dict[str, float | bool]]:
+  """One record of JSON values per evaluation; `found` is on the host."""
+  names = [n for n in found._fields if n not in ('delta', 'num_evaluations')]
+  return [
+    {
+      'loss': float(found.nll[i] + found.kl[i] + found.weight_decay[i]),
+      **{name: getattr(found, name)[i].item() for name in names},
+    }
+    for i in range(int(found.num_evaluations))
+  ]
 
 
 def _loss(config, params, rows, prepared, layer, c, delta):
@@ -237,7 +291,7 @@ def _loss(config, params, rows, prepared, layer, c, delta):
   now = jax.nn.log_softmax(logits[-1])
   kl = c.kl_factor * (jnp.exp(now) * (now - prepared.essence)).sum()
   start_norm = jnp.linalg.norm(prepared.outputs[0])
-  weight_decay = c.v_weight_decay * _norm(delta) / start_norm**2
+  weight_decay = c.v_weight_decay * norm(delta) / start_norm**2
   parts = {
     'nll': nll,
     'kl': kl,
@@ -247,7 +301,7 @@ def _loss(config, params, rows, prepared, layer, c, delta):
   return nll + kl + weight_decay, parts
 
 
-def _norm(x: jax.Array) -> jax.Array:
+def norm(x: jax.Array) -> jax.Array:
   """‖x‖ with gradient 0, not NaN, at x = 0, where the search starts."""
   square = (x * x).sum()
   safe = jnp.where(square > 0, square, 1.0)
