@@ -246,7 +246,12 @@ def test_no_requests_no_edit(model):
 
 
 def test_batches_share_the_compiled_functions(model, made):
-  functions = batched_values.search, batched_keys._enter, batched_keys._look
+  functions = (
+    batched_values.search,
+    batched_keys._enter,
+    batched_keys._others,
+    batched_keys._bare,
+  )
   counts = [f._cache_size() for f in functions]
   editor, params = _editor(model, mom2_update_weight=1.0), model.params
   for targets in (('x', 'x', 'me'), ('y', 'x', 'no')):

@@ -1,13 +1,14 @@
 """Keys and block outputs of many requests on a model that is being edited.
 
-An edit of several layers looks at the model again after each of them. Nothing
-below the first edited layer changes meanwhile, and nothing after a lookup
-position matters: so the rows end there, and the residual stream that enters
-the first edited layer is computed once.
+An edit of several layers looks at the model before each of them. Nothing after
+a lookup position matters, so the rows end there. The rows of the bare prompt go
+through all edited layers each time, for the output of the last; of the other
+templates only the key is wanted, so their residual stream climbs with the
+edit: what enters the layer looked at last is kept, and goes on from there.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,85 +36,157 @@ class Seen(NamedTuple):
   outputs: Float[np.ndarray, 'N D']
 
 
+class Stream(NamedTuple):
+  """Packed rows, and what enters a layer: [B, slots, D], on the host."""
+
+  packed: Packed
+  x: np.ndarray
+  layer: int
+
+
+class Group(NamedTuple):
+  """Requests that go through the model together.
+
+  Attributes:
+    size: How many.
+    bare: Their bare prompts, entering the first edited layer.
+    others: All other templates, entering the layer looked at last; None if
+      there are none.
+  """
+
+  size: int
+  bare: Stream
+  others: Stream | None
+
+
 def template_weights(count: int) -> Float[np.ndarray, ' P']:
   """How MEMIT averages keys: half for the bare template, which is the first,
   half shared by the others."""
   if count == 1:
-    return np.ones(1, np.float32)
-  weights = np.full(count, 0.5 / (count - 1), np.float32)
-  weights[0] = 0.5
-  return weights
+    return np.ones(1)
+  return np.array([0.5] + [0.5 / (count - 1)] * (count - 1))
 
 
-def looker(
+def enter(
   config: ModelConfig,
   params: Params,
   requests: Sequence[Rows],
   *,
-  layers: tuple[int, ...],
+  layer: int,
   batch_size: int,
-) -> Callable[[Params, int], Seen]:
-  """`look(params, layer)`: keys at one of `layers`, and outputs of the last.
-
-  The weights it is given may differ from `params` at `layers` only.
+) -> list[Group]:
+  """The requests before layer `layer`, below which nothing is edited.
 
   Args:
     config: The model's shape.
     params: Weights before the edit.
     requests: Token rows of each request.
-    layers: From the lowest up.
-    batch_size: Requests in one pass. What enters layer `layers[0]` waits on
-      the host in between.
+    layer: The first edited one.
+    batch_size: Requests in one pass. Between passes, streams wait on the host.
   """
+
+  def stream(rows: list[Rows]) -> Stream:
+    packed = packing.pack(rows)
+    x = jax.device_get(_enter(config, params, packed, layer=layer))
+    return Stream(packed, x, layer)
+
   groups = []
   for start in range(0, len(requests), batch_size):
     group = requests[start : start + batch_size]
-    packed = packing.pack([_until_lookup(rows) for rows in group])
-    x = _enter(config, params, packed, stop=layers[0])
-    groups.append((len(group), packed, jax.device_get(x)))
-
-  def look(params: Params, layer: int) -> Seen:
-    seen = [
-      jax.device_get(
-        _look(config, params, packed, x, layers.index(layer), layers=layers)
-      )
-      for _, packed, x in groups
-    ]
-    sizes = [size for size, _, _ in groups]
-    keys, outputs = (
-      np.concatenate(
-        [found[k][:n] for found, n in zip(seen, sizes, strict=True)]
-      ).astype(np.float64)
-      for k in (0, 1)
+    templates = len(group[0].lookups) - 1
+    bare = stream([_until_lookup(rows, slice(0, 1)) for rows in group])
+    others = [_until_lookup(rows, slice(1, templates)) for rows in group]
+    groups.append(
+      Group(len(group), bare, stream(others) if templates > 1 else None)
     )
-    return Seen(keys.T, outputs)
-
-  return look
+  return groups
 
 
-def _until_lookup(rows: Rows) -> Rows:
-  """The template rows without what comes after their lookup positions."""
-  lookups = rows.lookups[:-1]
-  return rows._replace(ids=rows.ids[:-1], lengths=lookups + 1, lookups=lookups)
+def look(
+  config: ModelConfig,
+  params: Params,
+  groups: Sequence[Group],
+  layer: int,
+  *,
+  layers: tuple[int, ...],
+) -> tuple[Seen, list[Group]]:
+  """Keys at `layer` and outputs of `layers[-1]`; and the groups, climbed there.
+
+  Args:
+    config: The model's shape.
+    params: Weights that differ from those at `enter` below `layer` at most, and
+      there at `layers` only; the same below the layer looked at before.
+    groups: Of `enter`, or of the call for the layer before.
+    layer: One of `layers`.
+    layers: All that are edited, from the lowest up.
+  """
+  keys, outputs, climbed = [], [], []
+  for group in groups:
+    at_bare, output = jax.device_get(
+      _bare(
+        config,
+        params,
+        group.bare.packed,
+        group.bare.x,
+        layers.index(layer),
+        layers=layers,
+      )
+    )
+    at_rows = [at_bare[:, None]]
+    if group.others is not None:
+      packed, x, start = group.others
+      at_others, x = jax.device_get(
+        _others(config, params, packed, x, start=start, layer=layer)
+      )
+      at_rows.append(at_others)
+      group = group._replace(others=Stream(packed, x, layer))
+    all_rows = np.concatenate(at_rows, axis=1)[: group.size]
+    weights = template_weights(all_rows.shape[1])
+    keys.append(np.einsum('P,NPF->FN', weights, all_rows.astype(np.float64)))
+    outputs.append(output[: group.size].astype(np.float64))
+    climbed.append(group)
+  seen = Seen(np.concatenate(keys, axis=1), np.concatenate(outputs))
+  return seen, climbed
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'stop'))
+def _until_lookup(rows: Rows, which: slice) -> Rows:
+  """Some rows without what comes after their lookup positions."""
+  lookups = rows.lookups[which]
+  return rows._replace(
+    ids=rows.ids[which], lengths=lookups + 1, lookups=lookups
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def _enter(
-  config: ModelConfig, params: Params, packed: Packed, *, stop: int
+  config: ModelConfig, params: Params, packed: Packed, *, layer: int
 ) -> jax.Array:
-  """The residual stream [B, slots, D] that enters layer `stop`."""
-  return llama.run_layers(
-    config,
-    params,
-    llama.embed(config, params, packed.ids),
-    positions=packed.positions,
-    mask=packing.mask(packed),
-    stop=stop,
-  ).x
+  """What enters layer `layer`."""
+  x = llama.embed(config, params, packed.ids)
+  return _run(config, params, packed, x, stop=layer).x
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'start', 'layer'))
+def _others(
+  config: ModelConfig,
+  params: Params,
+  packed: Packed,
+  x: jax.Array,
+  *,
+  start: int,
+  layer: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Keys [N, rows, F] at `layer`, and what enters it."""
+  x = _run(config, params, packed, x, start=start, stop=layer).x
+  site = sites.site(layer, 'mlp/key')
+  output = _run(
+    config, params, packed, x, start=layer, stop=layer + 1, taps=(site,)
+  )
+  return _at_lookups(packed, output.taps[site]), x
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layers'))
-def _look(
+def _bare(
   config: ModelConfig,
   params: Params,
   packed: Packed,
@@ -122,26 +195,30 @@ def _look(
   *,
   layers: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean keys [N, F] at `layers[index]`, and the last output [N, D].
+  """Keys [N, F] at `layers[index]`, and outputs [N, D] of `layers[-1]`.
 
   `index` is not static: all layers share the compiled function.
   """
-  key_sites = [sites.site(i, 'mlp/key') for i in layers]
-  output = llama.run_layers(
+  taps = tuple(sites.site(i, 'mlp/key') for i in layers)
+  output = _run(
+    config, params, packed, x, start=layers[0], stop=layers[-1] + 1, taps=taps
+  )
+  keys = jnp.stack([_at_lookups(packed, output.taps[s])[:, 0] for s in taps])
+  return keys[index], _at_lookups(packed, output.x)[:, 0]
+
+
+def _run(config, params, packed, x, **kwargs) -> llama.LayersOutput:
+  return llama.run_layers(
     config,
     params,
     x,
     positions=packed.positions,
     mask=packing.mask(packed),
-    start=layers[0],
-    stop=layers[-1] + 1,
-    taps=tuple(key_sites),
+    **kwargs,
   )
-  at = lambda x, lookups: packing.at_lookups(
-    packing.in_tails(packed, x), lookups
-  ).astype(jnp.float32)
-  weights = template_weights(packed.lookups.shape[1])
-  keys = jnp.stack([at(output.taps[s], packed.lookups) for s in key_sites])
-  with jax.default_matmul_precision('highest'):
-    mean = jnp.einsum('P,NPF->NF', weights, keys[index])
-  return mean, at(output.x, packed.lookups[:, 0])
+
+
+def _at_lookups(packed: Packed, x: jax.Array) -> jax.Array:
+  """float32 [N, rows, ...]; NumPy has no bfloat16."""
+  tails = packing.in_tails(packed, x)
+  return packing.at_lookups(tails, packed.lookups).astype(jnp.float32)

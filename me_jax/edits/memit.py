@@ -130,7 +130,8 @@ def spread(
   Args:
     layers: To edit.
     z: float64 [N, D], what the last block should put out.
-    look: Keys at a layer and outputs of the last, with an edit in the model.
+    look: Keys at a layer and outputs of the last, with an edit of the layers
+      below in the model. Asked for each layer in turn.
     solve: `memit_solve.solve` for a layer and its keys.
   """
   edit: Edit = {}
@@ -181,16 +182,24 @@ def write_targets(
       are not finite; names the first case.
   """
   _check_finite(case_ids, z)
-  look = batched_keys.looker(
-    model, params, rows, layers=layers, batch_size=config.search_batch_size
+  groups = batched_keys.enter(
+    model,
+    params,
+    rows,
+    layer=layers[0],
+    batch_size=config.search_batch_size,
   )
 
-  def look_at(edit: Edit, layer: int) -> Seen:
-    seen = look(edit_lib.apply_edit(params, edit), layer)
+  def look(edit: Edit, layer: int) -> Seen:
+    nonlocal groups
+    edited = edit_lib.apply_edit(params, edit)
+    seen, groups = batched_keys.look(
+      model, edited, groups, layer, layers=layers
+    )
     _check_finite(case_ids, seen.outputs, seen.keys.T)
     return seen
 
-  return spread(layers, np.asarray(z, np.float64), look_at, solve)
+  return spread(layers, np.asarray(z, np.float64), look, solve)
 
 
 def kernel_path(layer: int) -> str:
