@@ -21,17 +21,17 @@ def get_config(arg: str | None = None) -> config.MendTrainingConfig:
   if small:
     method = config.mend_preset(
       chosen['model'],
-      lr=3e-5,
-      alpha_lr=1e-5,
+      lr=1e-4,
+      alpha_lr=3e-5,
       max_length=24,
       max_iters=20_000,
-      val_interval=500,
+      val_interval=1_000,
       patience=5_000,
     )
   return config.MendTrainingConfig(
     model=config.ModelSource(name=chosen['model']),
     method=method,
     facts=_FACTS,
-    facts_per_pool=1_631 if small else 0,
+    facts_per_pool=1_200 if small else 0,
     val_facts=100 if small else 200,
   )

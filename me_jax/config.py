@@ -491,9 +491,10 @@ def memit_preset(preset: str, **changes: Any) -> MemitConfig:
 def mend_preset(model: str, **changes: Any) -> MendConfig:
   """MEND for a model by name.
 
-  The last three of its layers, as for LLaMA-2-7B, and networks as narrow for
-  their width as there: rank 1920 of 15104. What a rank costs grows with the
-  width; on a small model 1920 would cost more than the model itself.
+  The last three of its layers, as for LLaMA-2-7B. There the networks have rank
+  1920 for a width of 15104, an eighth; small models have a sixteenth or less:
+  rank 128 for 2112 already costs as much as the layers that are trained
+  through.
 
   Args:
     model: The model; all but the small ones get the published values, which
@@ -501,8 +502,8 @@ def mend_preset(model: str, **changes: Any) -> MendConfig:
     **changes: Of other fields.
   """
   values = {
-    'smollm2_135m': {'layers': (27, 28, 29), 'rank': 268},
-    'tiny': {'layers': (1, 2, 3), 'rank': 12},
+    'smollm2_135m': {'layers': (27, 28, 29), 'rank': 128},
+    'tiny': {'layers': (1, 2, 3), 'rank': 6},
   }
   return MendConfig(**{**values.get(model, {}), **changes})
 

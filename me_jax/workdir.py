@@ -151,7 +151,7 @@ class Workdir:
 
 
 # Where the weights are may change; which they are is compared by their hash.
-_NOT_COMPARED = {'config.model.path'}
+_NOT_COMPARED = {'config.model.path', 'config.method.network'}
 _ABSENT = object()
 
 

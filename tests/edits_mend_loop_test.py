@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     return state, {**scores, 'loss': np.float32(np.nan)}
 
   monkeypatch.setattr(mend_training, 'make_update', lambda *_: broken)
-  with pytest.raises(FloatingPointError, match='the loss is nan'):
+  with pytest.raises(FloatingPointError, match='loss is nan'):
     mend_loop.train(job(tmp_path))
 
 

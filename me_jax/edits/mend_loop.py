@@ -138,12 +138,7 @@ class _Loop:
     )
     state, scores = self._update(job.model.params, state, group)
     scores = {name: float(v) for name, v in jax.device_get(scores).items()}
-    if not math.isfinite(scores['loss'] + scores['grad_norm']):
-      raise FloatingPointError(
-        f'After {iteration} examples the loss is {scores["loss"]}, the norm of '
-        f'its gradient {scores["grad_norm"]}. Lower method.lr or '
-        'method.alpha_lr and start in an empty directory.'
-      )
+    _check_finite(iteration, scores)
     return state, scores
 
   def _end_of_interval(self, iteration, state, groups, facts) -> None:
@@ -151,6 +146,7 @@ class _Loop:
     scores = mend_training.validate_all(
       self._validate, job.model.params, state, groups, facts
     )
+    _check_finite(iteration, scores)
     edit_lrs = jax.device_get(state.params['edit_lrs'])
     scores |= {
       'edit_lr_min': float(edit_lrs.min()),
@@ -174,6 +170,15 @@ class _Loop:
     self._checkpoints.save(
       iteration, state, {'best': dataclasses.asdict(self._best)}
     )
+
+
+def _check_finite(iteration: int, scores: dict[str, float]) -> None:
+  for name, value in scores.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+        f'After {iteration} examples {name} is {value}. Lower method.lr or '
+        'method.alpha_lr and start in an empty directory.'
+      )
 
 
 class _Curve:
