@@ -205,7 +205,7 @@ def _shortcuts(passes: Passes, limit: int | None) -> Rows:
       print(shortcuts.line(timing))
       differ = [d.doc_id for d in timing.differences if not d.is_near_tie]
       yield (
-        _row(timing, factor=timing.factor),
+        _row(timing, factor=timing.factor, cpu_factor=timing.cpu_factor),
         [f'{name} without {timing.without}: {d}' for d in differ],
       )
 

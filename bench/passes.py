@@ -57,6 +57,8 @@ class Pass:
     items: Of whom, in the order of the task.
     seconds: From the items to the stored scores: prompts, packing, the device,
       reading, storing and scoring the answers.
+    cpu: What the processor worked meanwhile, in seconds, over all cores. Other
+      programs disturb it less, and an accelerator's work is not in it.
     prepare: Of these, for the prompts: their tokens, and what they begin with
       in common.
     compile: What the first pass took longer, or, if no other was needed, what
@@ -71,6 +73,7 @@ class Pass:
   task: Task
   items: tuple[Item, ...]
   seconds: float
+  cpu: float
   prepare: float
   compile: float
   answers: Mapping[str, Record]
@@ -220,7 +223,7 @@ class Passes:
       path = pathlib.Path(folder) / 'samples.jsonl'
       scores_path = pathlib.Path(folder) / 'scores.jsonl'
       compiled = _Compilation()
-      start = time.perf_counter()
+      start, start_cpu = time.perf_counter(), time.process_time()
       requests = selection.requests
       prepared = time.perf_counter()
       runner.evaluate(
@@ -231,7 +234,7 @@ class Passes:
         path=path,
         scores_path=scores_path,
       )
-      end = time.perf_counter()
+      end, end_cpu = time.perf_counter(), time.process_time()
       compiled.close()
       stored = samples.read_samples(path, state_fingerprint=fingerprint)
       scores = {s['doc_id']: s for s in files.read_jsonl(scores_path)}
@@ -245,6 +248,7 @@ class Passes:
       task=task,
       items=selection.items,
       seconds=end - start,
+      cpu=end_cpu - start_cpu,
       prepare=prepared - start,
       compile=compiled.seconds,
       answers={i.id: stored[i.id] | scores[i.id] for i in selection.items},

@@ -13,7 +13,7 @@ from me_jax.config import EvalConfig
 from me_jax.evals.task import Record, decode_settings
 
 HEADER = (
-  'items    s with  s without  factor  compile  differ (near ties)  '
+  'items    s with  s without  factor  of cpu s  compile  differ (near ties)  '
   'largest change  load  without'
 )
 
@@ -83,6 +83,7 @@ class Timing:
     items: What was answered.
     taken, seconds: All of it with and without the shortcut, with compiled
       programs.
+    taken_cpu, cpu: The same in seconds of the processor, over all cores.
     compile: What the first pass without took longer.
     differences: Items whose readings differ from those with the shortcut.
     largest: Of likelihoods, the largest change of a stored number. Where one
@@ -96,6 +97,8 @@ class Timing:
   items: int
   taken: float
   seconds: float
+  taken_cpu: float
+  cpu: float
   compile: float
   differences: tuple[Difference, ...]
   largest: float | None
@@ -105,6 +108,11 @@ class Timing:
   def factor(self) -> float:
     """How many times faster it is with the shortcut."""
     return self.seconds / self.taken
+
+  @property
+  def cpu_factor(self) -> float:
+    """How many times less the processor works with the shortcut."""
+    return self.cpu / self.taken_cpu
 
 
 def time_task(
@@ -196,7 +204,7 @@ def line(t: Timing) -> str:
   largest = '' if t.largest is None else f'{t.largest:.1e}'
   row = (
     f'{t.items:5} {t.taken:9.2f} {t.seconds:10.2f} {t.factor:7.2f} '
-    f'{t.compile:8.1f} '
+    f'{t.cpu_factor:9.2f} {t.compile:8.1f} '
     f'{differ:>19} {largest:>15} {t.load:5.1f}  {t.task}: {t.without}'
   )
   details = [
@@ -214,6 +222,8 @@ def _timing(name: str, taken: Pass, without: Pass, passes: Passes) -> Timing:
     items=len(taken.items),
     taken=taken.seconds,
     seconds=without.seconds,
+    taken_cpu=taken.cpu,
+    cpu=without.cpu,
     compile=without.compile,
     differences=tuple(compare(passes, taken, without)),
     largest=largest_change(taken, without),

@@ -273,6 +273,7 @@ def check_shortcuts(timings, expected):
     assert timing.items == ITEMS
     assert timing.differences == ()
     assert timing.factor == timing.seconds / timing.taken
+    assert timing.cpu_factor == timing.cpu / timing.taken_cpu > 0
   assert timings[0].factor == 1
 
 
