@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,9 +26,10 @@ from me_jax import files, generation, rebuild, report, results
 from me_jax.config import EvalConfig
 from me_jax.edits.editor import Editor
 from me_jax.evals import registry, runner
+from me_jax.evals.untouched import NOTHING, Found, Untouched
 from me_jax.models import load
 from me_jax.progress import Progress, duration
-from me_jax.typing import ModelState
+from me_jax.typing import ModelState, SitePredictor
 from me_jax.workdir import Workdir
 
 _MODEL = flags.DEFINE_string(
@@ -141,25 +143,29 @@ def evaluate(settings: EvalConfig) -> None:
     refill=settings.refill,
     **_acting(state.editor),
   )
+  asked = ModelState(model.params, state.editor_state)
   for task in tasks:
+    selection = runner.select(
+      task,
+      limit=_LIMIT.value or None,
+      seed=_SEED.value,
+      shares_prefixes=settings.shared_prefix,
+    )
+    found = _unedited_answers(selection, predictor, state, settings)(asked)
     metrics = runner.evaluate(
-      runner.select(
-        task,
-        limit=_LIMIT.value or None,
-        seed=_SEED.value,
-        shares_prefixes=settings.shared_prefix,
-      ),
+      selection,
       predictor,
-      ModelState(model.params, state.editor_state),
+      asked,
       state_fingerprint=state.fingerprint,
       path=workdir.samples(task.name, state.edit_step),
       scores_path=workdir.scores(task.name, state.edit_step),
+      copies=found.copies,
       progress=functools.partial(Progress, what=task.name, unit='items'),
     )
     results.replace_rows(
       workdir.results,
       results.rows(
-        metrics,
+        [*metrics, *found.metrics],
         run=workdir.path.name,
         method=state.method,
         model=name,
@@ -196,6 +202,27 @@ def _acting(editor: Editor | None) -> dict[str, Any]:
     'interventions': editor.task_interventions or editor.interventions,
     'whole_prompts': editor.needs_whole_prompts,
   }
+
+
+def _unedited_answers(
+  selection: runner.Selection,
+  predictor: SitePredictor,
+  state: rebuild.EditedState,
+  settings: EvalConfig,
+) -> Callable[[ModelState], Found]:
+  """What of the answers in the run's own directory, of its step 0, this state
+  leaves as they are."""
+  probe = state.editor and state.editor.probe
+  if probe is None or not settings.copy_untouched:
+    return lambda state: NOTHING
+  return Untouched(
+    selection,
+    predictor,
+    probe,
+    path=Workdir(_RUN.value).samples(selection.task.name, 0),
+    fingerprint=state.model.fingerprint,
+    max_bytes=0,
+  )
 
 
 def _weights_path() -> str:

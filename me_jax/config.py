@@ -376,6 +376,8 @@ class EvalConfig:
     refill: A row whose answer ended takes the next prompt at once.
     lower_layers_gb: Host memory for what enters the first edited layer where
       likelihoods are asked, which no edit changes; 0 computes it each time.
+    copy_untouched: Where a method that acts in the forward pass finds nothing
+      to do in an item, the unedited model's answer is copied.
   """
 
   profile: str = 'oc-2023-12'
@@ -386,6 +388,7 @@ class EvalConfig:
   shared_prefix: bool = True
   refill: bool = True
   lower_layers_gb: float = 1.0
+  copy_untouched: bool = True
 
   def __post_init__(self):
     _one_of('evals.profile', self.profile, ('oc-2023-12', 'oc-2024-01'))

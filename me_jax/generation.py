@@ -26,6 +26,7 @@ from me_jax.typing import (
   ModelState,
   ScoreRequest,
   ScoreResult,
+  Site,
   Tokenizer,
 )
 
@@ -42,6 +43,9 @@ BUCKETS = (
 _COARSE = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _QUERIES = (4, *BUCKETS)
 _ANSWERS = (16, 128, 512, 2048, 4096)
+
+# Indices of requests, and the arrays of `scoring.stack`.
+_Stacked = tuple[Sequence[int], tuple[np.ndarray, ...]]
 
 
 def bucket(length: int, buckets: Sequence[int] = BUCKETS) -> int:
@@ -93,8 +97,8 @@ class LlamaPredictor:
         `Editor`.
       whole_prompts: The functions need all of a prompt at once: what requests
         share is computed for each.
-      on_trace: Called with 'score', 'prefix', 'prefill', 'insert', 'grow' or
-        'decode' at each compile.
+      on_trace: Called with 'score', 'tap', 'prefix', 'prefill', 'insert',
+        'grow' or 'decode' at each compile.
     """
     self._config = config
     self._tokenizer = tokenizer
@@ -116,6 +120,7 @@ class LlamaPredictor:
     bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
     self._score = jitted(bound(scoring.score))
     self._scorer = activations and Scorer(forward, activations, jitted)
+    self._tap = jitted(bound(scoring.tap), static_argnums=(7,))
     self._prefix = jitted(bound(prefix.prefix), static_argnums=(3,))
     self._prefill = jitted(bound(decoding.prefill))
     self._insert = jitted(decoding.insert, donate_argnums=(0,))
@@ -128,19 +133,41 @@ class LlamaPredictor:
     """Log-probabilities of every request's continuations."""
     requests = self._unshared(requests)
     rows = [scoring.pack(r) for r in requests]
-    size = lambda i: (len(rows[i].ids), len(rows[i].slots))
-    shared = lambda r: r.context[: r.shared]
-    for ids, members in _by_prefix(requests, shared):
+    for ids, batches in self._stacked(requests, rows):
       score = self._score_behind(state, ids)
-      for batch in self._batches(members, size):
+      for batch, arrays in batches:
         packed = [rows[i] for i in batch]
-        length = bucket(max(len(row.ids) for row in packed))
-        queries = bucket(max(len(row.slots) for row in packed), _QUERIES)
-        full = _padded(len(batch), self._rows(length))
-        arrays = scoring.stack(packed, full, length, queries)
         logprobs, greedy = jax.device_get(score(packed, *arrays))
         for row, i in enumerate(batch):
           yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
+
+  def tap(
+    self,
+    state: ModelState,
+    site: Site,
+    requests: Sequence[ScoreRequest],
+    slots: Sequence[Sequence[int]],
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """What stands at a site, float32 [len(slots[i]), X] of request i.
+
+    Args:
+      state: The model.
+      site: See `models.sites`.
+      requests: Texts, as they are scored.
+      slots: Of each, the tokens that are looked at: places in its
+        `scoring.Packed`, at least one.
+    """
+    requests = self._unshared(requests)
+    rows = [
+      scoring.pack(r)._replace(slots=list(at), targets=[0] * len(at))
+      for r, at in zip(requests, slots, strict=True)
+    ]
+    for ids, batches in self._stacked(requests, rows):
+      common = self._common(state, ids)
+      for batch, (*arrays, _) in batches:
+        content = jax.device_get(self._tap(state, common, *arrays, site))
+        for row, i in enumerate(batch):
+          yield i, content[row, : len(slots[i])]
 
   def generate(
     self,
@@ -213,6 +240,22 @@ class LlamaPredictor:
     if not self._whole_prompts:
       return requests
     return [dataclasses.replace(r, shared=0) for r in requests]
+
+  def _stacked(
+    self, requests: Sequence[ScoreRequest], rows: Sequence[scoring.Packed]
+  ) -> Iterator[tuple[tuple[int, ...], Iterator[_Stacked]]]:
+    """By shared prefix, what is computed together."""
+    size = lambda i: (len(rows[i].ids), len(rows[i].slots))
+
+    def stacked(batch: Sequence[int]) -> _Stacked:
+      packed = [rows[i] for i in batch]
+      length = bucket(max(len(row.ids) for row in packed))
+      queries = bucket(max(len(row.slots) for row in packed), _QUERIES)
+      full = _padded(len(batch), self._rows(length))
+      return batch, scoring.stack(packed, full, length, queries)
+
+    for ids, members in _by_prefix(requests, lambda r: r.context[: r.shared]):
+      yield ids, map(stacked, self._batches(members, size))
 
   def _score_behind(
     self, state: ModelState, ids: tuple[int, ...]

@@ -23,6 +23,7 @@ from me_jax.edits import edit as edit_lib
 from me_jax.edits.editor import Editor
 from me_jax.evals import edit_scores, runner
 from me_jax.evals.task import Metric, Task
+from me_jax.evals.untouched import NOTHING, Untouched
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import Progress
 from me_jax.typing import ModelState, Predictor, ScoreRequest
@@ -216,6 +217,7 @@ class _Measurements:
       )
       for task in job.tasks
     ]
+    self._untouched = [self._make_untouched(s) for s in self._selections]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
     self._states: dict[int, set[str]] = {}
     for number, record in enumerate(files.read_jsonl(job.workdir.triangle), 1):
@@ -306,10 +308,13 @@ class _Measurements:
   def _tasks(self, step: int, state: ModelState, fingerprint: str) -> None:
     """Every task after `step`."""
     job = self._job
-    for selection in self._selections:
+    for selection, untouched in zip(
+      self._selections, self._untouched, strict=True
+    ):
       name = selection.task.name
       if (step, name) in self._written:
         continue
+      found = untouched(state) if step and untouched else NOTHING
       metrics = runner.evaluate(
         selection,
         job.task_predictor or job.predictor,
@@ -317,11 +322,27 @@ class _Measurements:
         state_fingerprint=fingerprint,
         path=job.workdir.samples(name, step),
         scores_path=job.workdir.scores(name, step),
+        copies=found.copies,
         progress=functools.partial(
           Progress, what=f'step {step}, {name}', unit='items'
         ),
       )
-      self._write(step, fingerprint, name, metrics)
+      self._write(step, fingerprint, name, [*metrics, *found.metrics])
+
+  def _make_untouched(self, selection: runner.Selection) -> Untouched | None:
+    """What finds the answers of step 0 that a later state leaves as they are;
+    None for a method that changes all."""
+    job, evals = self._job, self._job.config.evals
+    if job.editor.probe is None or not evals.copy_untouched:
+      return None
+    return Untouched(
+      selection,
+      job.task_predictor or job.predictor,
+      job.editor.probe,
+      path=job.workdir.samples(selection.task.name, 0),
+      fingerprint=job.model.fingerprint,
+      max_bytes=int(evals.lower_layers_gb * 1e9),
+    )
 
   def _write(
     self, step: int, fingerprint: str, task: str, metrics: Sequence[Metric]

@@ -146,6 +146,20 @@ class Predictor(Protocol):
 
 
 @runtime_checkable
+class SitePredictor(Predictor, Protocol):
+  """A predictor that also shows what stands inside the model, see
+  `generation.LlamaPredictor.tap`."""
+
+  def tap(
+    self,
+    state: ModelState,
+    site: Site,
+    requests: Sequence[ScoreRequest],
+    slots: Sequence[Sequence[int]],
+  ) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to ids and back."""
 

@@ -153,14 +153,18 @@ def nearest(
 ) -> tuple[Int[Array, '*N'], Float[Array, '*N']]:
   """The nearest entry of each key, and how far it is: infinitely, if there is
   none. The first one wins a tie."""
+  from_all = distances(codebook, keys)
+  index = jnp.argmin(from_all, axis=-1).astype(jnp.int32)
+  return index, jnp.take_along_axis(from_all, index[..., None], axis=-1)[..., 0]
+
+
+def distances(
+  codebook: Codebook, keys: Float[Array, '*N F']
+) -> Float[Array, '*N M']:
+  """From each key to each entry; infinite in empty slots."""
   gaps = keys[..., None, :].astype(jnp.float32) - codebook.keys
-  distances = jnp.sqrt(jnp.square(gaps).sum(axis=-1))
   is_entry = jnp.arange(len(codebook.radii)) < codebook.count
-  distances = jnp.where(is_entry, distances, jnp.inf)
-  index = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-  return index, jnp.take_along_axis(distances, index[..., None], axis=-1)[
-    ..., 0
-  ]
+  return jnp.where(is_entry, jnp.sqrt(jnp.square(gaps).sum(axis=-1)), jnp.inf)
 
 
 def look_up(

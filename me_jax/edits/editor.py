@@ -3,11 +3,30 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from me_jax.data.request import EditRequest
 from me_jax.edits.edit import Edit
-from me_jax.typing import EditorInterventions, ModelState, Params
+from me_jax.typing import EditorInterventions, Fed, ModelState, Params, Site
 
 Info = dict[str, Any]  # JSON values: how the search went, norms, warnings
+
+
+class Probe(NamedTuple):
+  """How a method that acts in the forward pass chooses where, on tasks.
+
+  Attributes:
+    site: What it looks at; no state of the method changes what stands there.
+    asks: `asks(state, fed) -> bool [B, T]`: the tokens at which it looks.
+      Takes and gives NumPy arrays, too.
+    finds: `finds(state, contents) -> (acts, may_act)`, each bool [N]: of what
+      stands at the site, float32 [N, X], where the method acts, and where it
+      might if the last digits were others.
+  """
+
+  site: Site
+  asks: Callable[[Any, Fed], np.ndarray]
+  finds: Callable[[Any, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Editor(NamedTuple):
@@ -31,6 +50,7 @@ class Editor(NamedTuple):
     lookups: `lookups(state, prompts) -> records`, one per prompt (token ids):
       whether the method would act on what follows it, `triggered`, and why.
       None for methods that do not choose.
+    probe: The same for measures of general ability, of whole texts.
   """
 
   init: Callable[[Params], Any]
@@ -44,3 +64,4 @@ class Editor(NamedTuple):
   lookups: (
     Callable[[ModelState, Sequence[tuple[int, ...]]], list[Info]] | None
   ) = None
+  probe: Probe | None = None

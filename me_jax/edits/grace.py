@@ -32,7 +32,7 @@ from me_jax.edits import codebook as codebook_lib
 from me_jax.edits import codebook_log, grace_learning, grace_lookup, grace_probe
 from me_jax.edits.codebook import Codebook, Rules
 from me_jax.edits.edit import Edit
-from me_jax.edits.editor import Editor, Info
+from me_jax.edits.editor import Editor, Info, Probe
 from me_jax.edits.grace_lookup import GraceState
 from me_jax.models import sites
 from me_jax.models.config import ModelConfig
@@ -97,6 +97,13 @@ def grace(
     else None,
     needs_whole_prompts=config.replacement != 'replace_last',
     lookups=functools.partial(grace_probe.lookups, config, model),
+    probe=Probe(
+      site=sites.site(config.layer, 'mlp/key'),
+      asks=lambda state, fed: grace_lookup.queries(
+        task_query, fed, state.last_query
+      ),
+      finds=lambda state, keys: grace_probe.finds(state.codebook, keys),
+    ),
   )
 
 

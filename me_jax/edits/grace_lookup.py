@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from me_jax.edits import codebook as codebook_lib
@@ -53,8 +54,8 @@ class GraceState(NamedTuple):
 
 
 def queries(
-  policy: str, fed: Fed, last_query: Int[Array, '']
-) -> Bool[Array, 'B T']:
+  policy: str, fed: Fed, last_query: Int[Array | np.ndarray, '']
+) -> Bool[Array | np.ndarray, 'B T']:
   """The tokens with which the codebook is asked."""
   kinds, positions = fed
   if policy == 'last_prompt':

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from me_jax import generation
 from me_jax.config import GraceConfig
-from me_jax.edits.codebook import nearest
+from me_jax.edits import codebook
+from me_jax.edits.codebook import Codebook, nearest
 from me_jax.edits.editor import Info
 from me_jax.models import attention, llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import ModelState, Params
 
 _BATCH = 16  # prompts whose keys are computed at once
+_KEYS = 64  # keys that are looked up at once
+_ROUNDING = 1e-4  # of a key's length; batches of other shapes move it by 1e-5
 
 
 def lookups(
@@ -56,6 +59,29 @@ def lookups(
         'entry': int(entries[place]) if is_any else None,
       }
   return found
+
+
+def finds(
+  book: Codebook, keys: Float[np.ndarray, 'N F']
+) -> tuple[Bool[np.ndarray, ' N'], Bool[np.ndarray, ' N']]:
+  """Of each key whether the nearest entry answers for it, and whether any
+  entry would with `_ROUNDING` of the key's length more."""
+  hits, may_hit = np.zeros((2, len(keys)), bool)
+  for first in range(0, len(keys), _KEYS):
+    piece = keys[first : first + _KEYS]
+    padded = np.zeros((_KEYS, keys.shape[1]), np.float32)
+    padded[: len(piece)] = piece
+    found = jax.device_get(_finds(book, padded))
+    at = slice(first, first + len(piece))
+    hits[at], may_hit[at] = (x[: len(piece)] for x in found)
+  return hits, may_hit
+
+
+@jax.jit
+def _finds(book: Codebook, keys: Float[Array, 'N F']):
+  _, hits = codebook.look_up(book, keys)
+  reach = book.radii + _ROUNDING * jnp.linalg.norm(keys, axis=1, keepdims=True)
+  return hits, (codebook.distances(book, keys) <= reach).any(axis=1)
 
 
 def distance_histogram(

@@ -94,10 +94,10 @@ class Scorer:
 
     def score_lower(state, prefix, ids, *arrays):
       x = lower.embed(state, ids)
-      return scoring.score_layers(lower, state, prefix, x, *arrays)
+      return scoring.score_layers(lower, state, prefix, x, *arrays).x
 
     def score_upper(state, prefix, x, slots, targets, *arrays):
-      x = scoring.score_layers(upper, state, prefix, x, *arrays)
+      x = scoring.score_layers(upper, state, prefix, x, *arrays).x
       return scoring.read_scores(upper, state, x, slots, targets)
 
     def prefix_lower(state, ids, length, slots):

@@ -10,7 +10,7 @@ import numpy as np
 from me_jax.engines.forward import Forward
 from me_jax.engines.padding import pad_mask
 from me_jax.engines.prefix import Prefix, arguments
-from me_jax.models import llama
+from me_jax.models import llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import (
   CONTEXT_END,
@@ -18,6 +18,7 @@ from me_jax.typing import (
   ModelState,
   ScoreRequest,
   ScoreResult,
+  Site,
 )
 
 _LOGIT_ROWS = 256  # positions whose V logits are held at once
@@ -129,8 +130,30 @@ def score(
   """`token_logprobs` of stacked rows, all of which follow `prefix`; arrays
   [B, T] and [B, Q] as in `Packed`, lengths [B]."""
   x = forward.embed(state, ids)
-  x = score_layers(forward, state, prefix, x, lengths, positions, branches)
+  x = score_layers(forward, state, prefix, x, lengths, positions, branches).x
   return read_scores(forward, state, x, slots, targets)
+
+
+def tap(
+  forward: Forward,
+  state: ModelState,
+  prefix: Prefix | None,
+  lengths: jax.Array,
+  ids: jax.Array,
+  positions: jax.Array,
+  branches: jax.Array,
+  slots: jax.Array,
+  site: Site,
+) -> jax.Array:
+  """float32 [B, Q, X]: what stands at a site in the slots of stacked rows. No
+  layer above is run."""
+  forward = forward._replace(stop=sites.layer_of(site) + 1)
+  x = forward.embed(state, ids)
+  content = score_layers(
+    forward, state, prefix, x, lengths, positions, branches, taps=(site,)
+  ).taps[site]
+  content = jnp.take_along_axis(content, slots[..., None], axis=1)
+  return content.astype(jnp.float32)
 
 
 def score_layers(
@@ -141,7 +164,8 @@ def score_layers(
   lengths: jax.Array,
   positions: jax.Array,
   branches: jax.Array,
-) -> jax.Array:
+  taps: tuple[Site, ...] = (),
+) -> llama.LayersOutput:
   """Stacked rows [B, T, D] through the layers of `forward`."""
   order = jnp.arange(x.shape[1])
   real = order < lengths[:, None]
@@ -155,8 +179,9 @@ def score_layers(
     kinds=jnp.where(order == own - 1, CONTEXT_END, OTHER),
     positions=positions,
     mask=pad_mask(mask, real),
+    taps=taps,
     **arguments(prefix),
-  ).x
+  )
 
 
 def read_scores(

@@ -106,10 +106,11 @@ class GenerationTask:
     )
 
   def answer(self, item: Item, result: GenerateResult) -> Record:
-    """`resps` holds the model's text."""
+    """`resps` holds the model's text, `tokens` what it was decoded from."""
     del item
     return {
       'resps': [result.text],
+      'tokens': result.tokens.tolist(),
       'n_tokens': len(result.tokens),
       'stop_reason': result.stop_reason,
       'nonfinite': result.stop_reason == 'nonfinite',

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 
 from me_jax import files
 from me_jax.evals import samples
@@ -20,7 +22,7 @@ from me_jax.evals.task import (
 )
 from me_jax.files import PathLike
 from me_jax.prefixes import shared_lengths
-from me_jax.typing import ModelState, Predictor, ScoreRequest
+from me_jax.typing import ModelState, Predictor, ScoreRequest, ScoreResult
 
 _GROUP = 128  # items whose likelihoods are asked together, all or none
 _SCORERS = 2  # threads that score while the device goes on
@@ -95,6 +97,7 @@ def evaluate(
   state_fingerprint: str,
   path: PathLike,
   scores_path: PathLike,
+  copies: Mapping[str, Record] = MappingProxyType({}),
   progress: ProgressFactory = lambda total: nullcontext(lambda done: None),
 ) -> list[Metric]:
   """The task's metrics, the headline first.
@@ -111,6 +114,8 @@ def evaluate(
     state_fingerprint: Names the weights; equal only for equal weights.
     path: The log of answers of this task on this state.
     scores_path: Where their scores go.
+    copies: Stored answers of another state that this one would give, too, by
+      item id; see `untouched`.
     progress: From the number of items to a context whose value is called with
       the number of items done.
 
@@ -134,16 +139,12 @@ def evaluate(
     }
     report(len(scores))
     flush_every = 1 if task.mode == 'gen' else 16
+    asked = _answers(selection, predictor, state, stored, copies)
     with samples.SampleWriter(path, flush_every) as writer:
-      for index, result in _answers(selection, predictor, state, stored):
-        item = items[index]
-        record = {
-          'doc_id': item.id,
-          'group': item.group,
-          **selection.keys[index],
-          'state_fingerprint': state_fingerprint,
-          **task.answer(item, result),
-        }
+      for item, record in itertools.chain(
+        _copied(items, stored, copies), asked
+      ):
+        record |= {'state_fingerprint': state_fingerprint}
         writer.add(record)
         stored[item.id] = record
         scores[item.id] = pool.submit(task.score, item, record)
@@ -236,29 +237,62 @@ def _write_scores(
   )
 
 
+def _copied(
+  items: Sequence[Item],
+  stored: Mapping[str, Record],
+  copies: Mapping[str, Record],
+) -> list[tuple[Item, Record]]:
+  """The copies of items that are not stored, with whose answers they were."""
+  return [
+    (item, copy | {'copied_from': copy['state_fingerprint']})
+    for item in items
+    if item.id not in stored and (copy := copies.get(item.id))
+  ]
+
+
 def _answers(
   selection: Selection,
   predictor: Predictor,
   state: ModelState,
-  stored: dict[str, Record],
-) -> Iterator[tuple[int, object]]:
-  """Results of the items that are not stored, with their indices."""
-  requests = selection.requests
-  done = {i for i, item in enumerate(selection.items) if item.id in stored}
+  stored: Mapping[str, Record],
+  copies: Mapping[str, Record],
+) -> Iterator[tuple[Item, Record]]:
+  """Records of the items that are neither stored nor copied, less the state's
+  fingerprint."""
+  items, requests = selection.items, selection.requests
+  copied = {i for i, item in enumerate(items) if item.id in copies}
+  done = copied | {i for i, item in enumerate(items) if item.id in stored}
   if len(done) == len(requests):
     return
   if selection.task.mode == 'gen':
-    yield from predictor.generate(state, requests, skip=done)
-    return
-  for group in _groups(requests):
-    if done.issuperset(group):
+    results = predictor.generate(state, requests, skip=done)
+  else:
+    results = _likelihoods(predictor, state, requests, copied, done)
+  for i, result in results:
+    answer = selection.task.answer(items[i], result)
+    ids = {'doc_id': items[i].id, 'group': items[i].group}
+    yield items[i], {**ids, **selection.keys[i], **answer}
+
+
+def _likelihoods(
+  predictor: Predictor,
+  state: ModelState,
+  requests: Sequence[Request],
+  copied: Collection[int],
+  done: Collection[int],
+) -> Iterator[tuple[int, ScoreResult]]:
+  """Results of those that are not done, with their indices."""
+  for group in _groups(requests, copied):
+    if all(i in done for i in group):
       continue
     for place, result in predictor.score(state, [requests[i] for i in group]):
       if group[place] not in done:
         yield group[place], result
 
 
-def _groups(requests: Sequence[Request]) -> list[list[int]]:
+def _groups(
+  requests: Sequence[Request], without: Collection[int]
+) -> list[list[int]]:
   """Indices that are asked together: of one prefix and similar length.
 
   A group that was not finished is asked again as a whole, so that a
@@ -267,7 +301,8 @@ def _groups(requests: Sequence[Request]) -> list[list[int]]:
   """
   by_prefix: dict[tuple[int, ...], list[int]] = {}
   for i, request in enumerate(requests):
-    by_prefix.setdefault(_prompt(request)[: request.shared], []).append(i)
+    if i not in without:
+      by_prefix.setdefault(_prompt(request)[: request.shared], []).append(i)
   groups = []
   for members in by_prefix.values():
     members.sort(key=lambda i: (_length(requests[i]), i))

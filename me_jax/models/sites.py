@@ -37,6 +37,11 @@ def site(layer: int, name: str) -> Site:
   return f'layers/{layer}/{name}'
 
 
+def layer_of(site: Site) -> int:
+  """The layer that a full name says."""
+  return int(site.split('/')[1])
+
+
 def at_layer(sites: Iterable[Site], layer: int) -> tuple[str, ...]:
   """The local names of those `sites` that lie in `layer`."""
   prefix = f'layers/{layer}/'
