@@ -30,7 +30,7 @@ from absl import app, flags
 
 from bench.passes import MakeTask, Passes, settings
 from launch import evaluation
-from me_jax import files, trees
+from me_jax import files, rebuild, trees
 from me_jax.config import EvalConfig
 from me_jax.evals import registry
 from me_jax.evals.mmlu import Mmlu
@@ -78,6 +78,12 @@ _LAYER = flags.DEFINE_integer(
   'again for the next state.',
   lower_bound=0,
 )
+_RUN = flags.DEFINE_string(
+  'run',
+  None,
+  'For --part=shortcuts: a finished run of GRACE, whose last state is asked '
+  'with the unedited answers that it leaves as they are copied, and without.',
+)
 _ALL_OFF = flags.DEFINE_bool(
   'all_off', False, 'For --part=shortcuts: also without all of them at once.'
 )
@@ -91,7 +97,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   part, limit = _PART.value, _ITEMS.value or None
   _check_flags()
-  model = load.load_model(_MODEL.value)
+  edited = rebuild.edited_state(_RUN.value) if _RUN.value else None
+  model = edited.model if edited else load.load_model(_MODEL.value)
+  if edited and edited.editor is None:
+    raise app.UsageError(
+      f'--run={_RUN.value}: the edits of {edited.method} are in the weights, '
+      'so that no answer stays as it is.'
+    )
   if _LAYER.value >= model.config.num_layers:
     raise app.UsageError(
       f'--layer={_LAYER.value}: {model.name} has {model.config.num_layers} '
@@ -107,6 +119,7 @@ def main(argv: list[str]) -> None:
     sources=evaluation.sources(_DATA_ROOT.value),
     is_chat=evaluation.is_chat(model.name, EvalConfig()),
     layer=_LAYER.value,
+    edited=edited,
   )
   parts = {'mmlu': _mmlu, 'generate': _generate, 'shortcuts': _shortcuts}
   # What is measured is seen at once, also through a pipe.
@@ -127,6 +140,7 @@ def main(argv: list[str]) -> None:
             _ITEMS,
             _TORCH_ITEMS,
             _LAYER,
+            _RUN,
             _ALL_OFF,
           )
         },

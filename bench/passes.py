@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
 import tempfile
 import time
 from collections.abc import (
   Callable,
-  Collection,
-  Iterator,
   Mapping,
   Sequence,
 )
@@ -18,21 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.evaluation import acting
 from me_jax import files, trees
 from me_jax.config import EvalConfig
 from me_jax.data.sources import DataSources
 from me_jax.engines.lower_layers import Activations
 from me_jax.evals import runner, samples
 from me_jax.evals.task import Item, Record, Task, TaskContext
+from me_jax.evals.untouched import Untouched
 from me_jax.generation import LlamaPredictor
 from me_jax.models.language_model import LanguageModel
+from me_jax.rebuild import EditedState
 from me_jax.typing import (
-  GenerateRequest,
-  GenerateResult,
   ModelState,
   Params,
   ScoreRequest,
-  ScoreResult,
 )
 
 MakeTask = Callable[[TaskContext], Task]
@@ -91,6 +90,7 @@ class Passes:
     sources: DataSources,
     is_chat: bool,
     layer: int,
+    edited: EditedState | None = None,
   ):
     """Binds a model.
 
@@ -99,12 +99,16 @@ class Passes:
       sources: Where the data are.
       is_chat: Dialogues are put to the model in chat markup.
       layer: What an edit changes.
+      edited: The model after a run of a method that acts in the forward pass;
+        None for one with a random change of its weights.
     """
     self.model = model
+    self.edited = edited
     self._layer = layer
     self._sources = sources
     self._is_chat = is_chat
-    self._predictors: dict[Any, _Recorder] = {}
+    self._predictors: dict[Any, LlamaPredictor] = {}
+    self._logs = tempfile.TemporaryDirectory()
 
   def task(self, make: MakeTask, settings: EvalConfig) -> Task:
     """The task. Its programs (MBPP) are not run: all of them fail."""
@@ -147,13 +151,12 @@ class Passes:
       RuntimeError: There is none: something is compiled each time.
     """
     task = self.task(make, settings)
-    predictor = self._predictor(settings)
     selection = lambda: self.select(task, settings, limit)
     first = None
     if is_edited and settings.lower_layers_gb:
-      first = self._pass(selection(), predictor, is_edited=False)
+      first = self._pass(selection(), settings, is_edited=False)
     for _ in range(_MOST_PASSES):
-      done = self._pass(selection(), predictor, is_edited=is_edited)
+      done = self._pass(selection(), settings, is_edited=is_edited)
       first = first or done
       if done.compile < _SMALL_SHARE * done.seconds:
         if first is not done:
@@ -176,8 +179,16 @@ class Passes:
     (first,), (second,) = result.logprobs
     return abs(float(first) - float(second))
 
+  def _state(self, is_edited: bool) -> ModelState:
+    if self.edited is None:
+      return ModelState(self._changed if is_edited else self.model.params)
+    params, editor = self.model.params, self.edited.editor
+    return ModelState(
+      params, self.edited.editor_state if is_edited else editor.init(params)
+    )
+
   @functools.cached_property
-  def _edited(self) -> Params:
+  def _changed(self) -> Params:
     """The model's parameters, of which one kernel has a random change of rank
     one."""
     path = f'layers/{self._layer}/mlp/down_proj/kernel'
@@ -190,35 +201,37 @@ class Passes:
       self.model.params, path, jnp.asarray(kernel + change, kernel.dtype)
     )
 
-  def _predictor(self, settings: EvalConfig) -> '_Recorder':
+  def _predictor(self, settings: EvalConfig) -> LlamaPredictor:
     """The predictor of these settings; one for all that it cannot tell
     apart."""
     # A setting that a predictor depends on stands in both.
     key = (settings.refill, settings.lower_layers_gb)
     if key not in self._predictors:
       max_bytes = int(settings.lower_layers_gb * 1e9)
-      predictor = LlamaPredictor(
+      self._predictors[key] = LlamaPredictor(
         self.model.config,
         self.model.tokenizer,
         refill=settings.refill,
         activations=Activations(self._layer, max_bytes) if max_bytes else None,
+        **acting(self.edited and self.edited.editor),
       )
-      self._predictors[key] = _Recorder(predictor)
     return self._predictors[key]
 
   def _pass(
     self,
     selection: runner.Selection,
-    predictor: '_Recorder',
+    settings: EvalConfig,
     *,
     is_edited: bool,
   ) -> Pass:
     """Evaluates once; the selection must not have made its requests."""
-    model, task = self.model, selection.task
-    params, fingerprint = model.params, model.fingerprint
+    task, predictor = selection.task, self._predictor(settings)
+    state, fingerprint = self._state(is_edited), self.model.fingerprint
     if is_edited:
-      params, fingerprint = self._edited, f'{fingerprint} edited'
-    predictor.generated.clear()
+      fingerprint = f'{fingerprint} edited'
+    copies = lambda: {}
+    if is_edited and self.edited and settings.copy_untouched:
+      copies = lambda: self._copies(selection, predictor, state)
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'samples.jsonl'
       scores_path = pathlib.Path(folder) / 'scores.jsonl'
@@ -229,17 +242,21 @@ class Passes:
       runner.evaluate(
         selection,
         predictor,
-        ModelState(params),
+        state,
         state_fingerprint=fingerprint,
         path=path,
         scores_path=scores_path,
+        copies=copies(),
       )
       end, end_cpu = time.perf_counter(), time.process_time()
       compiled.close()
       stored = samples.read_samples(path, state_fingerprint=fingerprint)
+      if not is_edited:
+        shutil.copy(path, self._log(task))
       scores = {s['doc_id']: s for s in files.read_jsonl(scores_path)}
-    prompts = {}
+    prompts, tokens = {}, {}
     if task.mode == 'gen':
+      tokens = {i.id: self._tokens(stored[i.id]) for i in selection.items}
       prompts = {
         item.id: request.prompt
         for item, request in zip(selection.items, requests, strict=True)
@@ -252,11 +269,34 @@ class Passes:
       prepare=prepared - start,
       compile=compiled.seconds,
       answers={i.id: stored[i.id] | scores[i.id] for i in selection.items},
-      tokens={
-        name: predictor.generated[prompt] for name, prompt in prompts.items()
-      },
+      tokens=tokens,
       prompts=prompts,
     )
+
+  def _log(self, task: Task) -> pathlib.Path:
+    """Where the unedited model's latest answers are kept."""
+    return pathlib.Path(self._logs.name) / f'{task.name}.jsonl'
+
+  def _copies(
+    self,
+    selection: runner.Selection,
+    predictor: LlamaPredictor,
+    state: ModelState,
+  ) -> Mapping[str, Record]:
+    """Of the unedited model's latest answers; found out anew each time."""
+    untouched = Untouched(
+      selection,
+      predictor,
+      self.edited.editor.probe,
+      path=self._log(selection.task),
+      fingerprint=self.model.fingerprint,
+      max_bytes=0,
+    )
+    return untouched(state).copies
+
+  def _tokens(self, answer: Record) -> list[int]:
+    is_ended = answer['stop_reason'] == 'eos'
+    return answer['tokens'] + [self.model.tokenizer.eos_id] * is_ended
 
 
 class _Compilation:
@@ -275,37 +315,6 @@ class _Compilation:
     del kwargs
     if event.startswith(_COMPILE_EVENTS):
       self.seconds += seconds
-
-
-class _Recorder:
-  """A predictor that remembers what it generated, by prompt.
-
-  Equal prompts have equal answers.
-  """
-
-  def __init__(self, predictor: LlamaPredictor):
-    self.generated: dict[tuple[int, ...], list[int]] = {}
-    self._predictor = predictor
-
-  def score(
-    self, state: ModelState, requests: Sequence[ScoreRequest]
-  ) -> Iterator[tuple[int, ScoreResult]]:
-    return self._predictor.score(state, requests)
-
-  def generate(
-    self,
-    state: ModelState,
-    requests: Sequence[GenerateRequest],
-    *,
-    skip: Collection[int] = (),
-  ) -> Iterator[tuple[int, GenerateResult]]:
-    answers = self._predictor.generate(state, requests, skip=skip)
-    for index, result in answers:
-      tokens = result.tokens.tolist()
-      if result.stop_reason == 'eos':
-        tokens.append(self._predictor.eos_id)
-      self.generated[requests[index].prompt] = tokens
-      yield index, result
 
 
 class _Outcome(NamedTuple):

@@ -54,6 +54,13 @@ SHORTCUTS = (
     between_states=True,
   ),
 )
+# Of a method that acts in the forward pass.
+COPY_UNTOUCHED = Shortcut(
+  name='copy_untouched',
+  without={'copy_untouched': False},
+  in_predictor=('gen', 'ppl'),
+  between_states=True,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +125,8 @@ class Timing:
 def time_task(
   passes: Passes, make: MakeTask, *, limit: int | None, with_all_off: bool
 ) -> Iterator[Timing]:
-  """Evaluates a task with all shortcuts, then without each that applies.
+  """Evaluates a task with all shortcuts, then without each that applies; or,
+  after a run of a method that acts in the forward pass, without copies.
 
   MMLU without `one_forward` scores its contexts and so shares no prefix either.
 
@@ -139,7 +147,8 @@ def time_task(
 
   everything = timed({})
   yield _timing('none', everything, everything, passes)
-  shortcuts = [s for s in SHORTCUTS if applies(s, passes, make, limit)]
+  known = (COPY_UNTOUCHED,) if passes.edited else SHORTCUTS
+  shortcuts = [s for s in known if applies(s, passes, make, limit)]
   for shortcut in shortcuts:
     taken = timed(shortcut.taken, shortcut.between_states)
     without = timed(shortcut.without, shortcut.between_states)

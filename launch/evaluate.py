@@ -15,7 +15,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import app, flags
@@ -24,7 +23,6 @@ from ml_collections import config_flags
 from launch import cache, evaluation, inventory, log
 from me_jax import files, generation, rebuild, report, results
 from me_jax.config import EvalConfig
-from me_jax.edits.editor import Editor
 from me_jax.evals import registry, runner
 from me_jax.evals.untouched import NOTHING, Found, Untouched
 from me_jax.models import load
@@ -141,7 +139,7 @@ def evaluate(settings: EvalConfig) -> None:
     model.config,
     model.tokenizer,
     refill=settings.refill,
-    **_acting(state.editor),
+    **evaluation.acting(state.editor),
   )
   asked = ModelState(model.params, state.editor_state)
   for task in tasks:
@@ -192,16 +190,6 @@ def _state() -> rebuild.EditedState:
     )
   model = load.load_model(_MODEL.value, path=_PATH.value)
   return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
-
-
-def _acting(editor: Editor | None) -> dict[str, Any]:
-  """What a predictor needs for a method that acts in the forward pass."""
-  if editor is None:
-    return {}
-  return {
-    'interventions': editor.task_interventions or editor.interventions,
-    'whole_prompts': editor.needs_whole_prompts,
-  }
 
 
 def _unedited_answers(

@@ -3,9 +3,11 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from me_jax.config import EvalConfig
 from me_jax.data.sources import DataSources
+from me_jax.edits.editor import Editor
 from me_jax.evals import registry
 from me_jax.evals.task import Task, TaskContext
 from me_jax.models.config import PRESETS
@@ -64,3 +66,13 @@ def is_chat(model: str, settings: EvalConfig) -> bool:
   if settings.prompts == 'auto':
     return model in PRESETS and PRESETS[model].is_chat
   return settings.prompts == 'chat'
+
+
+def acting(editor: Editor | None) -> dict[str, Any]:
+  """What a predictor needs for a method that acts in the forward pass."""
+  if editor is None:
+    return {}
+  return {
+    'interventions': editor.task_interventions or editor.interventions,
+    'whole_prompts': editor.needs_whole_prompts,
+  }

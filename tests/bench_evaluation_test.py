@@ -26,7 +26,10 @@ from bench import (  # noqa: E402
   torch_model,
 )
 from bench import passes as passes_lib  # noqa: E402
-from me_jax import trees  # noqa: E402
+from me_jax import rebuild, trees  # noqa: E402
+from me_jax.config import GraceConfig  # noqa: E402
+from me_jax.data.request import EditRequest  # noqa: E402
+from me_jax.edits import registry as registry_of_editors  # noqa: E402
 from me_jax.evals import registry  # noqa: E402
 from me_jax.evals.mmlu import Mmlu  # noqa: E402
 from me_jax.models import language_model, load  # noqa: E402
@@ -298,6 +301,46 @@ def test_shortcuts_of_generation_change_nothing(passes, monkeypatch):
   )
   check_shortcuts(timings, ['early_stop', 'refill'])
   assert all(t.largest is None for t in timings)
+
+
+def test_copies_change_nothing(small, root):
+  """The codebook has the prompt of one item in it."""
+  method = GraceConfig(layer=1, eps=1e-3)
+  editor = registry_of_editors.make_editor(
+    method, small, templates=(), factors={}
+  )
+  unedited = passes_lib.Passes(
+    small, sources=folder(root), is_chat=False, layer=1
+  )
+  task = unedited.task(make_commonsenseqa, passes_lib.settings())
+  prompt = task.request(task.items()[1]).prompt
+  request = EditRequest(
+    case_id='1',
+    subject='train 343',
+    prompt=small.tokenizer.decode(prompt).replace('train 343', '{}'),
+    target_new=' no',
+  )
+  params = small.params
+  _, state, _ = editor.edit(params, editor.init(params), [request])
+  asked = passes_lib.Passes(
+    small,
+    sources=folder(root),
+    is_chat=False,
+    layer=1,
+    edited=rebuild.EditedState(
+      small, 1, 1, 1, 'grace', 'edited', editor, state
+    ),
+  )
+  timings = list(
+    shortcuts.time_task(
+      asked, make_commonsenseqa, limit=None, with_all_off=False
+    )
+  )
+  check_shortcuts(timings, ['copy_untouched'])
+  config = passes_lib.settings()
+  done = asked.timed(make_commonsenseqa, config, limit=None, is_edited=True)
+  touched = [n for n, a in done.answers.items() if 'copied_from' not in a]
+  assert touched == [task.items()[1].id]
 
 
 def test_a_changed_answer_is_found(passes):
