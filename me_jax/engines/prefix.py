@@ -16,7 +16,7 @@ class Prefix(NamedTuple):
   """P slots, of which the first `length` are filled. A pytree.
 
   Attributes:
-    cache: Keys [K, P, H] and values [K, H, P] per layer.
+    cache: Keys [K, H, P] and values [K, P, H] per layer.
     length: int32 [].
   """
 

@@ -39,7 +39,7 @@ class Attention(nn.Module):
     v = split(dense(c.num_kv_heads * c.head_dim, name='v_proj')(x))
     q = rope(q, positions, c.rope_theta)
     k = rope(k, positions, c.rope_theta)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1)
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     if cache is not None:
       k, v = cache_lib.write(cache, (k, v), cache_index)
 
@@ -48,22 +48,22 @@ class Attention(nn.Module):
     # scores are never moved.
     q = q.reshape(b, t, c.num_kv_heads, -1, c.head_dim) / c.head_dim**0.5
     q = q.transpose(0, 2, 3, 1, 4)
-    scores = _masked('BKGTH,BKSH->BKGTS', q, k, mask[:, None, None])
+    scores = _masked('BKGTH,BKHS->BKGTS', q, k, mask[:, None, None])
     if prefix is None:
       weights, total = _softmax(scores)
     else:
       # One product for all rows; the prefix is never copied into each.
-      is_there = jnp.arange(prefix[0].shape[1]) < prefix_length
+      is_there = jnp.arange(prefix[0].shape[-1]) < prefix_length
       shared = _masked(
-        'KBGTH,KPH->KBGTP', q.swapaxes(0, 1), prefix[0], is_there
+        'KBGTH,KHP->KBGTP', q.swapaxes(0, 1), prefix[0], is_there
       )
       weights, total, shared_weights = _softmax_with_shared(scores, shared)
     if is_seen:
       weights, total = self._seen(intervene, weights, total, scores, prefix)
-    out = jnp.einsum('BKGTS,BKHS->BKGTH', weights.astype(v.dtype), v)
+    out = jnp.einsum('BKGTS,BKSH->BKGTH', weights.astype(v.dtype), v)
     if prefix is not None:
       out += jnp.einsum(
-        'KBGTP,KHP->KBGTH', shared_weights.astype(v.dtype), prefix[1]
+        'KBGTP,KPH->KBGTH', shared_weights.astype(v.dtype), prefix[1]
       ).swapaxes(0, 1)
     # Divided here, where there are H numbers a token instead of S.
     out = (out / total[..., None]).astype(x.dtype)

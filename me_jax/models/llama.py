@@ -133,8 +133,8 @@ def run_layers(
       to slots [cache_index, cache_index + T) before attention looks at it.
     cache_index: First slot to write, the same for all rows, or, for a single
       token, the slot of each.
-    prefix: Keys and values of tokens that all rows begin with, [K, P, H] and
-      [K, H, P] per layer.
+    prefix: Keys and values of tokens that all rows begin with, [K, H, P] and
+      [K, P, H] per layer.
     prefix_length: How many of the P are real.
     taps: Sites to return.
     interventions: Functions that replace a site's content.
