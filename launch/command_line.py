@@ -58,7 +58,7 @@ def _unknown_setting(argv: Sequence[str]) -> str:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
         return (
           f'--config has no setting {name!r}. Nearest: {", ".join(near)}. '
-          'me_jax/config.py explains them all.'
+          'me_jax/config/ explains them all.'
         )
   return f'a setting among {list(argv)} does not exist.'
 

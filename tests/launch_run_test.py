@@ -216,7 +216,7 @@ def test_settings_that_are_refused(start, tmp_path):
   cases = [
     (
       ['--config.method.layr=3'],
-      ["no setting 'method.layr'", 'method.layer', 'me_jax/config.py'],
+      ["no setting 'method.layr'", 'method.layer', 'me_jax/config/'],
     ),
     (['--config.method.variant=memit'], ['rome, r_rome, p_rome', "'memit'"]),
     (['--config.eval_steps=0,13'], ['num_edits = 12', 'got 13']),

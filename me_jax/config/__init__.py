@@ -1,0 +1,43 @@
+"""What a run does, as plain dataclasses: every setting that can move a number.
+
+`experiments/*.py` fill them in, `--config.NAME=VALUE` overrides them, and a
+workdir keeps them. A method's settings are in the file of its name.
+"""
+
+from me_jax.config.argument import parse_arg
+from me_jax.config.checks import checked
+from me_jax.config.grace import GraceConfig
+from me_jax.config.memit import (
+  EmmetConfig,
+  MemitConfig,
+  memit_preset,
+  memit_update_weight,
+)
+from me_jax.config.mend import MendConfig, MendTrainingConfig, mend_preset
+from me_jax.config.rome import RomeConfig
+from me_jax.config.run import (
+  EvalConfig,
+  FactsConfig,
+  ModelSource,
+  RunConfig,
+  SecondMomentConfig,
+)
+
+__all__ = [
+  'EmmetConfig',
+  'EvalConfig',
+  'FactsConfig',
+  'GraceConfig',
+  'MemitConfig',
+  'MendConfig',
+  'MendTrainingConfig',
+  'ModelSource',
+  'RomeConfig',
+  'RunConfig',
+  'SecondMomentConfig',
+  'checked',
+  'memit_preset',
+  'memit_update_weight',
+  'mend_preset',
+  'parse_arg',
+]
