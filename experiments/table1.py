@@ -12,6 +12,8 @@ sequential reliability from 80 to 52.3, while individual reliability stays at
 93.3.
 """
 
+import functools
+
 from me_jax import config
 
 _SMALL = {'smollm2_135m': 1536, 'tiny': 64}  # and the width of their keys
@@ -37,6 +39,10 @@ def get_config(arg: str | None = None) -> config.RunConfig:
     'rome': lambda: config.RomeConfig(layer=5),
     'grace': lambda: _grace(small),
     'emmet': lambda: config.EmmetConfig(layer=5),
+    **{
+      name: functools.partial(config.fine_tune_preset, name, chosen['model'])
+      for name in ('ft_l', 'ft_l_constrained', 'ft_m')
+    },
     # With the networks given as --config.method.network=FILE.
     'mend': lambda: config.mend_preset(chosen['model']),
     'memit': lambda: _memit(chosen['model'], chosen['preset'] or 'easyedit'),

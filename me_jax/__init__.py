@@ -11,6 +11,7 @@ changed in place.
 
 from me_jax.config import (
   EmmetConfig,
+  FineTuneConfig,
   GraceConfig,
   MemitConfig,
   MendConfig,
@@ -18,6 +19,7 @@ from me_jax.config import (
 )
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits.edit import (
+  Dense,
   Edit,
   LowRank,
   apply_edit,
@@ -26,6 +28,7 @@ from me_jax.edits.edit import (
   save_edit,
 )
 from me_jax.edits.editor import Editor
+from me_jax.edits.fine_tune import fine_tune
 from me_jax.edits.grace import grace
 from me_jax.edits.memit import emmet, memit
 from me_jax.edits.mend import mend
@@ -36,10 +39,12 @@ from me_jax.models.load import LanguageModel, load_model
 from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
 __all__ = [
+  'Dense',
   'Edit',
   'EditRequest',
   'Editor',
   'EmmetConfig',
+  'FineTuneConfig',
   'GenerateRequest',
   'GraceConfig',
   'LanguageModel',
@@ -55,6 +60,7 @@ __all__ = [
   'compose',
   'draw_templates',
   'emmet',
+  'fine_tune',
   'grace',
   'load_edit',
   'load_model',

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from me_jax import files, trees
 from me_jax.edits import edit as edit_lib
-from me_jax.edits.edit import Edit, LowRank
+from me_jax.edits.edit import Edit
 from me_jax.typing import Params
 
 _FULL_BELOW = 16 << 20  # bytes free; Orbax reports a full disk in many words
@@ -133,7 +133,7 @@ class Checkpoints:
       'previous_fingerprint': before,
       'state_fingerprint': _chain(before, digest, kept),
       'shapes': {
-        path: [list(factor.shape) for factor in change]
+        path: [list(array.shape) for array in change]
         for path, change in edit.items()
       },
     }
@@ -240,7 +240,7 @@ class Checkpoints:
     restore = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
     found = self._manager.restore(step, args=ocp.args.Composite(**restore))
     changes = found['edit'] if 'edit' in items else {}
-    edit = {path: LowRank(**factors) for path, factors in changes.items()}
+    edit = {path: edit_lib.change_of(a) for path, a in changes.items()}
     leaves = found['editor_state'] if wanted else {}
     return edit, tuple(leaves[str(i)] for i in range(len(leaves)))
 
@@ -264,12 +264,14 @@ def check_finite(params: Params, edit: Edit) -> None:
 
 
 def _abstract_edit(shapes: dict[str, list[list[int]]]) -> dict[str, Any]:
+  # A kind of change is known by how many arrays it has.
+  names = {len(kind._fields): kind._fields for kind in edit_lib.KINDS}
   return {
     path: {
       name: _abstract(shape, 'float32')
-      for name, shape in zip(LowRank._fields, factors, strict=True)
+      for name, shape in zip(names[len(arrays)], arrays, strict=True)
     }
-    for path, factors in shapes.items()
+    for path, arrays in shapes.items()
   }
 
 

@@ -10,7 +10,7 @@ from me_jax import checkpoints as checkpoints_lib
 from me_jax import trees
 from me_jax.checkpoints import Checkpoints
 from me_jax.edits import edit as edit_lib
-from me_jax.edits.edit import LowRank
+from me_jax.edits.edit import Dense, LowRank
 
 PATH = 'layers/0/mlp/down_proj/kernel'
 OTHER = 'layers/1/mlp/down_proj/kernel'
@@ -59,7 +59,7 @@ def three(opened, tmp_path):
 def test_what_is_saved_is_loaded(opened):
   checkpoints = opened()
   assert checkpoints.last_step == 0
-  edit = {**_edit(1), **_edit(2, OTHER)}
+  edit = {**_edit(1), OTHER: Dense(_random(3, 48, 32))}
   # Numbers that decimal text or another dtype would change.
   edit[PATH] = edit[PATH]._replace(
     right=edit[PATH].right.at[0, :3].set([-0.0, 1e-45, 3.4e38])
@@ -69,6 +69,7 @@ def test_what_is_saved_is_loaded(opened):
   loaded = opened().load(1)
   assert set(loaded.edit) == {PATH, OTHER}
   for path, change in edit.items():
+    assert type(loaded.edit[path]) is type(change)
     for saved, found in zip(change, loaded.edit[path], strict=True):
       assert found.dtype == jnp.float32 and found.shape == saved.shape
       assert np.asarray(found).tobytes() == np.asarray(saved).tobytes()

@@ -5,7 +5,7 @@ import safetensors.numpy
 
 from me_jax import trees
 from me_jax.edits import edit as edit_lib
-from me_jax.edits.edit import LowRank
+from me_jax.edits.edit import Dense, LowRank
 
 DOWN = 'layers/{}/mlp/down_proj/kernel'  # [64, 32]
 
@@ -24,7 +24,14 @@ def _edit(seed, layers=(1,), rank=2):
   }
 
 
+def _full(seed, layers=(1,)):
+  """An edit whose changes are dense."""
+  return {DOWN.format(l): Dense(_factor([seed, l], 64, 32)) for l in layers}
+
+
 def _dense(change):
+  if isinstance(change, Dense):
+    return np.asarray(change.delta, np.float64)
   return np.asarray(change.left, np.float64) @ np.asarray(
     change.right, np.float64
   )
@@ -44,8 +51,9 @@ def _assert_same_bits(found, expected):
 # Applying
 
 
-def test_apply_adds_the_product(tiny):
-  edit = _edit(0, layers=(0, 3))
+@pytest.mark.parametrize('make', [_edit, _full])
+def test_apply_adds_the_change(tiny, make):
+  edit = make(0, layers=(0, 3))
   found = edit_lib.apply_edit(tiny.params, edit)
   for path, change in edit.items():
     expected = np.asarray(trees.get(tiny.params, path)) + _dense(change)
@@ -84,6 +92,13 @@ def test_factors_that_do_not_fit(tiny, left, right, message):
     edit_lib.apply_edit(tiny.params, edit)
 
 
+@pytest.mark.parametrize('shape', [(64, 33), (63, 32), (32, 64)])
+def test_a_change_that_does_not_fit(tiny, shape):
+  edit = {DOWN.format(1): Dense(jnp.ones(shape))}
+  with pytest.raises(ValueError, match='another model'):
+    edit_lib.apply_edit(tiny.params, edit)
+
+
 def test_unknown_parameter(tiny):
   edit = {DOWN.format(9): _edit(0)[DOWN.format(1)]}
   with pytest.raises(KeyError, match='layers/9.*Nearest'):
@@ -99,6 +114,10 @@ def test_half_precision_is_refused(tiny, dtype):
   left, right = edit[path]
   with pytest.raises(ValueError, match='must be float32.*float16'):
     edit_lib.apply_edit(tiny.params, {path: LowRank(left, right.astype(dtype))})
+  with pytest.raises(ValueError, match='must be float32.*float16'):
+    edit_lib.apply_edit(
+      tiny.params, {path: Dense((left @ right).astype(dtype))}
+    )
 
 
 # Composing
@@ -120,6 +139,19 @@ def test_compose_equals_one_after_the_other_up_to_rounding(tiny):
     np.testing.assert_allclose(
       trees.get(at_once, path), leaf, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+  'makes', [(_full, _full), (_full, _edit), (_edit, _full)]
+)
+def test_what_is_dense_stays_dense(makes):
+  first, second = (make(i, layers=(i, 1)) for i, make in enumerate(makes))
+  composed = edit_lib.compose(first, second)
+  assert composed[DOWN.format(0)] is first[DOWN.format(0)]
+  change = composed[DOWN.format(1)]
+  assert isinstance(change, Dense) and change.delta.dtype == jnp.float32
+  expected = sum(_dense(e[DOWN.format(1)]) for e in (first, second))
+  np.testing.assert_allclose(change.delta, expected, rtol=0, atol=1e-6)
 
 
 def test_compose_leaves_its_arguments():
@@ -183,6 +215,12 @@ def test_norm_equals_the_dense_one(rank):
   np.testing.assert_allclose(norm, np.linalg.norm(_dense(change)), rtol=1e-5)
 
 
+def test_norm_of_a_dense_change():
+  (change,) = _full(0).values()
+  norm = float(edit_lib.frobenius_norm(change))
+  np.testing.assert_allclose(norm, np.linalg.norm(_dense(change)), rtol=1e-5)
+
+
 def test_norm_of_nothing_is_zero():
   (change,) = _edit(0, rank=1).values()
   cancelling = LowRank(
@@ -211,10 +249,12 @@ def test_digest_sees_every_bit():
   assert edit_lib.digest(edit) == edit_lib.digest(_edit(0))
 
 
-@pytest.mark.parametrize('factor', LowRank._fields)
+@pytest.mark.parametrize(
+  'make, factor', [(_edit, 'left'), (_edit, 'right'), (_full, 'delta')]
+)
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_non_finite_is_refused(factor, bad):
-  edit, path = _edit(0), DOWN.format(1)
+def test_non_finite_is_refused(make, factor, bad):
+  edit, path = make(0), DOWN.format(1)
   edit_lib.check_finite(edit)
   broken = getattr(edit[path], factor).at[1, 1].set(bad)
   edit[path] = edit[path]._replace(**{factor: broken})
@@ -233,10 +273,13 @@ def test_file_round_trip_is_bit_exact(tiny, tmp_path):
   # Values that a text format, or half precision, would lose.
   odd = jnp.asarray([[-0.0, 1e-42, np.float32(1) / 3] * 21 + [3e38]]).T
   edit[DOWN.format(1)] = LowRank(odd.astype(jnp.float32), _factor(7, 1, 32))
+  edit |= _full(5, layers=(3,))
   edit_lib.save_edit(path, edit, {'step': '3'})
   found = edit_lib.load_edit(path)
   assert edit_lib.digest(found) == edit_lib.digest(edit)
-  assert all(isinstance(change, LowRank) for change in found.values())
+  assert {p: type(c) for p, c in found.items()} == {
+    p: type(c) for p, c in edit.items()
+  }
   _assert_same_bits(
     edit_lib.apply_edit(tiny.params, found),
     edit_lib.apply_edit(tiny.params, edit),
@@ -284,8 +327,20 @@ _FACTOR = np.ones((2, 2), np.float32)
     ({'a/left': _FACTOR}, {'format': 'me_jax.edit.v1'}),
     ({'a/right': _FACTOR}, {'format': 'me_jax.edit.v1'}),
     ({'a/kernel': _FACTOR}, {'format': 'me_jax.edit.v1'}),
+    (
+      {f'a/{name}': _FACTOR for name in ('left', 'right', 'delta')},
+      {'format': 'me_jax.edit.v1'},
+    ),
   ],
-  ids=['model', 'no format', 'empty', 'left only', 'right only', 'name'],
+  ids=[
+    'model',
+    'no format',
+    'empty',
+    'left only',
+    'right only',
+    'name',
+    'both',
+  ],
 )
 def test_foreign_file(tmp_path, tensors, metadata):
   path = tmp_path / 'edit.safetensors'

@@ -6,6 +6,7 @@ workdir keeps them. A method's settings are in the file of its name.
 
 from me_jax.config.argument import parse_arg
 from me_jax.config.checks import checked
+from me_jax.config.fine_tune import FineTuneConfig, fine_tune_preset
 from me_jax.config.grace import GraceConfig
 from me_jax.config.memit import (
   EmmetConfig,
@@ -27,6 +28,7 @@ __all__ = [
   'EmmetConfig',
   'EvalConfig',
   'FactsConfig',
+  'FineTuneConfig',
   'GraceConfig',
   'MemitConfig',
   'MendConfig',
@@ -36,6 +38,7 @@ __all__ = [
   'RunConfig',
   'SecondMomentConfig',
   'checked',
+  'fine_tune_preset',
   'memit_preset',
   'memit_update_weight',
   'mend_preset',

@@ -1,11 +1,11 @@
-"""An edit is a small value: low-rank factors by parameter path.
+"""An edit is a value: a change of kernels by parameter path.
 
-`kernel += left @ right`. Models are only ever rebuilt forward, by applying
-edits to the base weights one after another: subtracting an edit does not give
-the old bits back, applying the others again does.
+`kernel += left @ right` for methods whose change is of low rank, which makes it
+small, `kernel += delta` for others. Models are only ever rebuilt forward, by
+applying edits to the base weights one after another: subtracting an edit does
+not give the old bits back, applying the others again does.
 """
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -35,7 +35,16 @@ class LowRank(NamedTuple):
     return self.left.shape[1]
 
 
-Edit = dict[ParamPath, LowRank]
+class Dense(NamedTuple):
+  """The change of a kernel [in, out] as it stands, float32."""
+
+  delta: Float[Array, 'in out']
+
+
+Change = LowRank | Dense
+Edit = dict[ParamPath, Change]
+
+KINDS = (LowRank, Dense)
 
 _FORMAT = 'me_jax.edit.v1'
 
@@ -45,7 +54,7 @@ def apply_edit(params: Params, edit: Edit) -> Params:
 
   Raises:
     KeyError: The edit names a parameter that the model does not have.
-    ValueError: Its factors do not fit that kernel, are not float32, or the
+    ValueError: Its arrays do not fit that kernel, are not float32, or the
       kernel is not float32 (a sum of many edits in half precision is not the
       edited model).
   """
@@ -62,22 +71,31 @@ def compose(first: Edit, second: Edit) -> Edit:
   Equal to applying both up to rounding, not to the bit.
   """
   joined = dict(first)
-  for path, b in second.items():
-    a = first.get(path)
-    joined[path] = (
-      b
-      if a is None
-      else LowRank(
-        jnp.concatenate([a.left, b.left], axis=1),
-        jnp.concatenate([a.right, b.right], axis=0),
-      )
-    )
+  for path, change in second.items():
+    joined[path] = _sum(first[path], change) if path in first else change
   return joined
 
 
+def change_of(arrays: Mapping[str, jax.Array]) -> Change:
+  """The change that consists of these arrays.
+
+  Raises:
+    ValueError: No kind of change has just these names.
+  """
+  for kind in KINDS:
+    if set(arrays) == set(kind._fields):
+      return kind(**arrays)
+  kinds = ' or '.join(' and '.join(kind._fields) for kind in KINDS)
+  raise ValueError(
+    f'A change consists of {kinds}, got {", ".join(sorted(arrays))}.'
+  )
+
+
 @jax.jit
-def frobenius_norm(change: LowRank) -> Float[Array, '']:
-  """`‖left @ right‖_F` from the factors: only R x R products are formed."""
+def frobenius_norm(change: Change) -> Float[Array, '']:
+  """`‖change‖_F`. Of factors only R x R products are formed."""
+  if isinstance(change, Dense):
+    return jnp.linalg.norm(change.delta)
   with jax.default_matmul_precision('highest'):
     gram = (change.left.T @ change.left) * (change.right @ change.right.T)
   return jnp.sqrt(jnp.maximum(gram.sum(), 0.0))
@@ -87,21 +105,21 @@ def digest(edit: Edit) -> str:
   """SHA-256 over paths, shapes and bytes."""
   sha = hashlib.sha256()
   for path in sorted(edit):
-    for factor in edit[path]:
-      array = np.ascontiguousarray(jax.device_get(factor))
+    for array in edit[path]:
+      array = np.ascontiguousarray(jax.device_get(array))
       sha.update(f'{path}:{array.shape}:{array.dtype}:'.encode())
       sha.update(array.tobytes())
   return sha.hexdigest()
 
 
 def check_finite(edit: Edit) -> None:
-  """Raises FloatingPointError if a factor holds NaN or infinity."""
+  """Raises FloatingPointError if an edit holds NaN or infinity."""
   for path, change in edit.items():
-    for name, factor in zip(change._fields, change, strict=True):
-      bad = int((~jnp.isfinite(factor)).sum())
+    for name, array in change._asdict().items():
+      bad = int((~jnp.isfinite(array)).sum())
       if bad:
         raise FloatingPointError(
-          f'The edit of {path} has {bad} of {factor.size} non-finite entries '
+          f'The edit of {path} has {bad} of {array.size} non-finite entries '
           f'in {name}; it was not saved. The model has probably collapsed: '
           'look at the losses of the last edits.'
         )
@@ -110,11 +128,11 @@ def check_finite(edit: Edit) -> None:
 def save_edit(
   path: files.PathLike, edit: Edit, metadata: Mapping[str, str] | None = None
 ) -> None:
-  """Writes one safetensors file: `{path}/left`, `{path}/right`."""
+  """Writes one safetensors file: `{path}/left` and so on."""
   tensors = {
-    f'{name}/{factor}': np.ascontiguousarray(jax.device_get(array))
-    for name, change in edit.items()
-    for factor, array in change._asdict().items()
+    f'{path}/{name}': np.ascontiguousarray(jax.device_get(array))
+    for path, change in edit.items()
+    for name, array in change._asdict().items()
   }
   content = {'format': _FORMAT, **(metadata or {})}
   files.write_atomic(path, safetensors.numpy.save(tensors, metadata=content))
@@ -136,37 +154,55 @@ def load_edit(path: files.PathLike) -> Edit:
       f'{path} is damaged ({e}). Copy it again, or make the edit again.'
     ) from e
   form = header.get('__metadata__', {}).get('format')
-  kernels = sorted({name.rpartition('/')[0] for name in tensors})
-  factors = {f'{k}/{f}' for k in kernels for f in LowRank._fields}
-  if form != _FORMAT or set(tensors) != factors:
+  changes = {}
+  for name, array in tensors.items():
+    kernel, _, part = name.rpartition('/')
+    changes.setdefault(kernel, {})[part] = jnp.asarray(array)
+  kinds = [set(kind._fields) for kind in KINDS]
+  if form != _FORMAT or any(set(a) not in kinds for a in changes.values()):
     raise ValueError(
       f'{path} is not an edit: format {form!r}, tensors '
       f'{", ".join(sorted(tensors)[:4]) or "none"}. Expected the format '
-      f'{_FORMAT} and tensors <path>/left, <path>/right.'
+      f'{_FORMAT} and tensors <path>/left, <path>/right or <path>/delta.'
     )
-  return {
-    k: LowRank(*(jnp.asarray(tensors[f'{k}/{f}']) for f in LowRank._fields))
-    for k in kernels
-  }
+  return {kernel: change_of(changes[kernel]) for kernel in sorted(changes)}
 
 
-@functools.partial(jax.jit)
-def _add(kernel: jax.Array, change: LowRank) -> jax.Array:
+@jax.jit
+def _add(kernel: jax.Array, change: Change) -> jax.Array:
+  return kernel + _matrix(change)
+
+
+def _matrix(change: Change) -> jax.Array:
+  if isinstance(change, Dense):
+    return change.delta
   with jax.default_matmul_precision('highest'):
-    return kernel + change.left @ change.right
+    return change.left @ change.right
 
 
-def _check_fits(path: ParamPath, kernel: jax.Array, change: LowRank) -> None:
-  left, right = change
-  shape = (*left.shape[:1], *right.shape[1:])
-  if kernel.shape != shape or left.shape[1:] != right.shape[:1]:
+def _sum(a: Change, b: Change) -> Change:
+  if isinstance(a, LowRank) and isinstance(b, LowRank):
+    return LowRank(
+      jnp.concatenate([a.left, b.left], axis=1),
+      jnp.concatenate([a.right, b.right], axis=0),
+    )
+  return Dense(_matrix(a) + _matrix(b))
+
+
+def _check_fits(path: ParamPath, kernel: jax.Array, change: Change) -> None:
+  shape = (*change[0].shape[:1], *change[-1].shape[1:])
+  joins = isinstance(change, Dense) or (
+    change.left.shape[1:] == change.right.shape[:1]
+  )
+  if kernel.shape != shape or not joins:
     raise ValueError(
       f'{path}: the kernel has shape {kernel.shape}, the edit '
-      f'{left.shape} x {right.shape}. Was the edit made for another model?'
+      f'{" x ".join(str(a.shape) for a in change)}. Was the edit made for '
+      'another model?'
     )
-  dtypes = {str(a.dtype) for a in (kernel, left, right)}
+  dtypes = {str(a.dtype) for a in (kernel, *change)}
   if dtypes != {'float32'}:
     raise ValueError(
-      f'{path}: kernel and factors must be float32, got {sorted(dtypes)}. '
+      f'{path}: kernel and change must be float32, got {sorted(dtypes)}. '
       'Load the model with float32 parameters.'
     )

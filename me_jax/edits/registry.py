@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from me_jax.config import (
   EmmetConfig,
+  FineTuneConfig,
   GraceConfig,
   MemitConfig,
   MendConfig,
@@ -13,6 +14,7 @@ from me_jax.config import (
 )
 from me_jax.edits import mend_file
 from me_jax.edits.editor import Editor
+from me_jax.edits.fine_tune import fine_tune
 from me_jax.edits.grace import grace
 from me_jax.edits.memit import emmet, memit
 from me_jax.edits.mend import mend
@@ -116,6 +118,11 @@ def _grace(method, model, templates, factors) -> Editor:
   return grace(method, model.config, model.tokenizer)
 
 
+def _fine_tune(method, model, templates, factors) -> Editor:
+  del templates, factors
+  return fine_tune(method, model.config, model.tokenizer, base=model.params)
+
+
 def _mend(method, model, templates, factors) -> Editor:
   del templates, factors
   trained = mend_file.load(
@@ -141,6 +148,7 @@ _METHODS: dict[type, _Method] = {
     lambda m: m.layer,
     functools.partial(_batched, emmet),
   ),
+  FineTuneConfig: _Method(lambda m: (), lambda m: m.layer, _fine_tune),
   GraceConfig: _Method(lambda m: (), lambda m: m.layer, _grace),
   MemitConfig: _Method(
     lambda m: tuple(m.layers),
