@@ -212,39 +212,6 @@ def test_a_batch_of_one(model):
 # What an editor promises
 
 
-def test_only_the_declared_paths_change(model, made):
-  edit, state, infos = made
-  editor = _editor(model)
-  assert tuple(edit) == editor.edited_paths == PATHS
-  assert state is editor.init(model.params) is None
-  assert editor.interventions(None) == {}
-  assert [i['case_id'] for i in infos] == ['A', 'B', 'E']
-  after = trees.flatten(apply_edit(model.params, edit))
-  for path, leaf in trees.flatten(model.params).items():
-    assert (after[path] is leaf) == (path not in PATHS)
-  for change in edit.values():
-    assert change.left.shape == (F, 3) and change.right.shape == (3, D)
-    assert change.left.dtype == change.right.dtype == jnp.float32
-
-
-def test_inputs_are_left_alone(model):
-  before = trees.fingerprint(model.params)
-  requests = list(REQUESTS)
-  _edit(model, requests)
-  assert trees.fingerprint(model.params) == before
-  assert requests == REQUESTS
-
-
-def test_the_same_edit_twice_is_the_same_bits(model, made):
-  again, _, infos = _edit(model, REQUESTS)
-  assert digest(again) == digest(made[0])
-  assert infos == made[2]
-
-
-def test_no_requests_no_edit(model):
-  assert _edit(model, []) == ({}, None, [])
-
-
 def test_batches_share_the_compiled_functions(model, made):
   functions = (
     batched_values.search,
@@ -427,22 +394,9 @@ def test_bad_settings_of_emmet():
     EmmetConfig(emmet_lambda=-0.5)
 
 
-def test_impossible_requests(model):
-  bad = dataclasses.replace(BOB, target_new='<eos>')
-  with pytest.raises(ValueError, match='special tokens'):
-    _edit(model, [ADA, bad])
-
-
 def test_first_template_must_be_the_bare_one(model):
   with pytest.raises(ValueError, match='bare'):
     _edit(model, [ADA], templates=('So. {}', '{}'))
-
-
-def test_collapsed_model_gives_no_edit(model):
-  kernel = trees.get(model.params, PATHS[0])
-  broken = trees.set_leaf(model.params, PATHS[0], kernel.at[0, 0].set(jnp.nan))
-  with pytest.raises(FloatingPointError, match="Case 'A'.*cannot be edited"):
-    _edit(model, REQUESTS, params=broken)
 
 
 def test_who_broke_is_named(model):

@@ -30,10 +30,15 @@ def none(layers: Sequence[int], width: int) -> PreviousKeys:
   )
 
 
-def columns(previous: PreviousKeys, layer: int) -> Float[np.ndarray, 'F P']:
-  """The keys at `layer`, float64, on the host."""
-  found = np.asarray(previous.keys[str(layer)], np.float64)
-  return found[:, : int(previous.count)]
+def columns(
+  previous: PreviousKeys, layer: int
+) -> Float[np.ndarray, 'F capacity']:
+  """The keys at `layer`, float64, on the host.
+
+  Columns of zeros come along: they change no solution, and what is compiled for
+  them serves until the capacity doubles.
+  """
+  return np.asarray(previous.keys[str(layer)], np.float64)
 
 
 def add(
