@@ -29,8 +29,8 @@ from me_jax.edits import (
   mend_factors,
   mend_file,
   mend_network,
-  mend_texts,
   registry,
+  target_texts,
 )
 from me_jax.edits.edit import Edit
 from me_jax.edits.editor import Editor
@@ -93,9 +93,9 @@ def model(tiny):
 def network(model, tmp_path_factory):
   """A file with untrained networks that have seen some gradients."""
   config = METHODS['mend']
-  rows = mend_texts.stack(
+  rows = target_texts.stack(
     [
-      mend_texts.text(model.tokenizer, request.text, request.target_new)
+      target_texts.text(model.tokenizer, request.text, request.target_new)
       for step in STEPS
       for request in step
     ]

@@ -299,12 +299,13 @@ def test_presets():
   ft_l = fine_tune_preset('ft_l', 'llama2_7b')
   assert ft_m == FineTuneConfig()
   assert (ft_m.layer, ft_m.lr, ft_m.num_steps) == (21, 5e-4, 25)
-  assert ft_l == dataclasses.replace(ft_m, objective='prompt_last')
+  changes = {'name': 'ft_l', 'objective': 'prompt_last'}
+  assert ft_l == dataclasses.replace(ft_m, **changes)
   constrained = fine_tune_preset('ft_l_constrained', 'smollm2_135m')
   assert (constrained.layer, constrained.norm_constraint) == (0, 5e-5)
   assert fine_tune_preset('ft_l', 'smollm2_135m').layer == 20
   assert fine_tune_preset('ft_m', 'tiny', lr=1.0).lr == 1.0
-  with pytest.raises(ValueError, match='one of ft_l, ft_l_constrained, ft_m'):
+  with pytest.raises(ValueError, match='one of ft_m, ft_l, ft_l_constrained'):
     fine_tune_preset('ft', 'tiny')
 
 

@@ -17,9 +17,9 @@ from me_jax.edits import (
   mend_factors,
   mend_file,
   mend_network,
-  mend_texts,
   mend_training,
   registry,
+  target_texts,
 )
 from me_jax.edits.edit import LowRank, apply_edit, digest
 from me_jax.models.config import PRESETS
@@ -97,12 +97,12 @@ _transform = jax.jit(mend_network.transform)
 
 
 def _text(model, fact):
-  return mend_texts.text(model.tokenizer, fact.text, fact.target_new)
+  return target_texts.text(model.tokenizer, fact.text, fact.target_new)
 
 
 @pytest.fixture(scope='module')
 def raw(tiny):
-  rows = mend_texts.stack([_text(tiny, fact) for fact in FACTS[:3]])
+  rows = target_texts.stack([_text(tiny, fact) for fact in FACTS[:3]])
   return _raw(tiny.config, tiny.params, rows)[0]
 
 
@@ -151,7 +151,7 @@ def test_factors_reproduce_the_weight_gradient(tiny, batch):
   # Of different lengths, so that there is padding.
   facts[-1] = dataclasses.replace(facts[-1], target_new='Constantinople')
   texts = [_text(tiny, fact) for fact in facts]
-  rows = mend_texts.stack(texts)
+  rows = target_texts.stack(texts)
   assert len(set(rows.lengths)) > 1 and rows.ids.shape[1] > rows.lengths.max()
   raw, losses = _raw(tiny.config, tiny.params, rows, batch=batch)
   kernels = {p: trees.get(tiny.params, p) for p in raw}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from me_jax.edits import mend_factors, mend_network, mend_texts
+from me_jax.edits import mend_factors, mend_network, target_texts
 
 pytestmark = [pytest.mark.model, pytest.mark.golden]
 
@@ -53,8 +53,8 @@ def _compute(config, params, rows):
 def _raw(model, fact):
   """Factors of one fact, padded, and the loss."""
   prompt, target = fact['prompt_ids'], fact['target_ids']
-  text = mend_texts.Text((*prompt, *target[:-1]), tuple(target), False)
-  rows = mend_texts.stack([text])
+  text = target_texts.Text((*prompt, *target[:-1]), tuple(target), False)
+  rows = target_texts.stack([text])
   raw, losses = _compute(model.config, model.params, rows)
   return raw, float(losses[0])
 

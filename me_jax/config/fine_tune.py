@@ -5,6 +5,7 @@ from typing import Any
 
 from me_jax.config.checks import at_least, one_of
 
+_VARIANTS = ('ft_m', 'ft_l', 'ft_l_constrained')
 _SMALL_LAYERS = {'smollm2_135m': 20, 'tiny': 2}
 
 
@@ -13,7 +14,7 @@ class FineTuneConfig:
   """Fine-tuning of one matrix; `fine_tune_preset` gives published values.
 
   Attributes:
-    name: Always 'ft'.
+    name: 'ft_m', 'ft_l' or 'ft_l_constrained': what results call it.
     layer: Layer whose `down_proj` is trained, zero-based.
     objective: 'target_new', the negative log-likelihood of the target given
       the prompt, or 'prompt_last', which expects each token of the target
@@ -27,7 +28,7 @@ class FineTuneConfig:
       so that a sequence of edits may go any way, or 'theta_0', the unedited.
   """
 
-  name: str = 'ft'
+  name: str = 'ft_m'
   layer: int = 21
   objective: str = 'target_new'
   lr: float = 5e-4
@@ -37,6 +38,7 @@ class FineTuneConfig:
   anchor: str = 'theta_prev'
 
   def __post_init__(self):
+    one_of('method.name', self.name, _VARIANTS)
     one_of('method.objective', self.objective, ('target_new', 'prompt_last'))
     one_of('method.anchor', self.anchor, ('theta_prev', 'theta_0'))
     at_least('method.num_steps', self.num_steps, 1)
@@ -69,5 +71,5 @@ def fine_tune_preset(
     'ft_l_constrained': {'norm_constraint': 5e-5, 'layer': 0},
     'ft_m': {'layer': layer},
   }
-  one_of('variant', variant, tuple(values))
-  return FineTuneConfig(**{**values[variant], **changes})
+  one_of('variant', variant, _VARIANTS)
+  return FineTuneConfig(**{'name': variant, **values[variant], **changes})

@@ -30,11 +30,11 @@ from me_jax.config import FineTuneConfig
 from me_jax.data import token_ids
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
-from me_jax.edits import fine_tune_search, mend_texts
+from me_jax.edits import fine_tune_search, target_texts
 from me_jax.edits.edit import Dense, Edit
 from me_jax.edits.editor import Editor, Info
 from me_jax.edits.fine_tune_search import Found, SearchConfig
-from me_jax.edits.mend_texts import Text, TextRows
+from me_jax.edits.target_texts import Text, TextRows
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
 
@@ -114,7 +114,7 @@ def text_of(tokenizer: Tokenizer, request: EditRequest, objective: str) -> Text:
 
 def build_rows(texts: Sequence[Text], objective: str) -> TextRows:
   """The arrays of `text_of`'s texts, one a row."""
-  rows = mend_texts.stack(texts)
+  rows = target_texts.stack(texts)
   if objective == 'target_new':
     return rows
   slots = rows.lengths[rows.reads.rows] - 1

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from me_jax.edits import mend_factors, mend_texts
-from me_jax.edits.mend_texts import TextRows
+from me_jax.edits import mend_factors, target_texts
+from me_jax.edits.target_texts import TextRows
 from me_jax.models import llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params
@@ -75,7 +75,7 @@ def prepare(
   """One pass up to the matrix."""
   key_site = sites.site(layer, 'mlp/key')
   output_site = sites.site(layer, 'mlp/out')
-  positions, mask = mend_texts.layout(rows.lengths, rows.ids.shape[1])
+  positions, mask = target_texts.layout(rows.lengths, rows.ids.shape[1])
   below = llama.run_layers(
     config,
     params,
@@ -170,4 +170,4 @@ def _losses(config, params, rows, prepared, layer, kernel, delta):
   )
   logits = mend_factors.read_logits(config, params, final, rows.reads)
   per_token = mend_factors.nll(logits, rows.reads.targets)
-  return mend_texts.by_row(rows.reads, per_token, rows.ids.shape[0])
+  return target_texts.by_row(rows.reads, per_token, rows.ids.shape[0])

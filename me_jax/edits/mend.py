@@ -24,11 +24,11 @@ import numpy as np
 from me_jax.config import MendConfig
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
-from me_jax.edits import mend_factors, mend_file, mend_network, mend_texts
+from me_jax.edits import mend_factors, mend_file, mend_network, target_texts
 from me_jax.edits.edit import Edit, LowRank
 from me_jax.edits.editor import Editor, Info
 from me_jax.edits.mend_file import Trained
-from me_jax.edits.mend_texts import TextRows
+from me_jax.edits.target_texts import TextRows
 from me_jax.models.config import ModelConfig
 from me_jax.trees import get
 from me_jax.typing import Params, Tokenizer
@@ -90,14 +90,14 @@ def edit_one(
   trained: Trained,
 ) -> tuple[Edit, Info]:
   """The changes of the kernels for one request, and how they came about."""
-  text = mend_texts.text(tokenizer, request.text, request.target_new)
+  text = target_texts.text(tokenizer, request.text, request.target_new)
   changes, kept, loss, gradient_norm = jax.device_get(
     _change(
       model,
       params,
       trained.params,
       trained.statistics,
-      mend_texts.stack([text]),
+      target_texts.stack([text]),
       layers=tuple(config.layers),
       step_sign=config.step_sign,
     )

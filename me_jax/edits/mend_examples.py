@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from me_jax.data.request import EditRequest
-from me_jax.edits import mend_factors, mend_texts
-from me_jax.edits.mend_texts import Reads, Text, TextRows
+from me_jax.edits import mend_factors, target_texts
+from me_jax.edits.target_texts import Reads, Text, TextRows
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
 
@@ -103,9 +103,9 @@ def make_examples(
     asked = fact.rephrase_prompts[0] if outer == 'rephrase' else fact.text
     unrelated = fact.locality_prompts[0]
     example = Example(
-      mend_texts.text(tokenizer, fact.text, fact.target_new),
-      mend_texts.text(tokenizer, asked, fact.target_new),
-      mend_texts.text(tokenizer, unrelated.prompt, unrelated.answer),
+      target_texts.text(tokenizer, fact.text, fact.target_new),
+      target_texts.text(tokenizer, asked, fact.target_new),
+      target_texts.text(tokenizer, unrelated.prompt, unrelated.answer),
     )
     if max(len(text.ids) for text in example) <= max_length:
       examples.append(example)
@@ -146,13 +146,13 @@ class Preparer:
     """The example, prepared."""
     if example in self._kept:
       return self._kept[example]
-    rows = mend_texts.stack(example)
+    rows = target_texts.stack(example)
     entering, final = jax.device_get(
       _prepare(
         self._config,
         self._params,
         rows,
-        mend_texts.reads({2: example.local}),
+        target_texts.reads({2: example.local}),
         layer=self._layer,
       )
     )
@@ -189,15 +189,15 @@ def group(
         rows[kind].append(len(texts))
         texts.append(fact.example[kind])
         entering.append(fact.entering[kind])
-  reads = lambda kind: mend_texts.reads(
+  reads = lambda kind: target_texts.reads(
     {i: texts[i] for i in rows[kind]}, _READS_STEP
   )
-  edit = mend_texts.stack(
+  edit = target_texts.stack(
     [p.example.edit for p in prepared],
     width_step=_WIDTH_STEP,
     reads_step=_READS_STEP,
   )
-  width = mend_texts.bucket(max(map(len, entering)), _WIDTH_STEP)
+  width = target_texts.bucket(max(map(len, entering)), _WIDTH_STEP)
   local = reads(2)
   finals = np.concatenate([p.local_final for p in prepared])
   return Group(

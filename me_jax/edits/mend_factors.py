@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from me_jax.edits import mend_texts
-from me_jax.edits.mend_texts import Reads, TextRows
+from me_jax.edits import target_texts
+from me_jax.edits.target_texts import Reads, TextRows
 from me_jax.models import llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Interventions, ParamPath, Params, Site
@@ -73,7 +73,7 @@ def entering(
   config: ModelConfig, params: Params, rows: TextRows, layer: int
 ) -> Float[Array, 'N S D']:
   """The residual stream that enters `layer`."""
-  positions, mask = mend_texts.layout(rows.lengths, rows.ids.shape[1])
+  positions, mask = target_texts.layout(rows.lengths, rows.ids.shape[1])
   return llama.run_layers(
     config,
     params,
@@ -126,7 +126,7 @@ def raw_factors(
     reads = rows.reads
     per_token = nll(read_logits(config, params, final, reads), reads.targets)
     total = (per_token * _example_weights(rows, batch)).sum()
-    losses = mend_texts.by_row(reads, per_token, x.shape[0])
+    losses = target_texts.by_row(reads, per_token, x.shape[0])
     return total, (taps, losses)
 
   zeros = {
@@ -155,7 +155,7 @@ def tail(
   taps: tuple[Site, ...] = (),
 ) -> tuple[Float[Array, 'N S D'], dict[Site, jax.Array]]:
   """The residual stream after all layers from `start` on, and the taps."""
-  positions, mask = mend_texts.layout(lengths, x.shape[1])
+  positions, mask = target_texts.layout(lengths, x.shape[1])
   output = llama.run_layers(
     config,
     params,

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from me_jax.config import MendConfig
-from me_jax.edits import mend_examples, mend_factors, mend_network, mend_texts
+from me_jax.edits import mend_examples, mend_factors, mend_network, target_texts
 from me_jax.edits.mend_examples import Group, Prepared
 from me_jax.edits.mend_network import NetworkParams, Statistics
 from me_jax.models import llama
@@ -263,12 +263,12 @@ def _by_fact(
   group: Group,
   batch: int,
   per_fact: bool,
-  reads: mend_texts.Reads,
+  reads: target_texts.Reads,
   values: jax.Array,
 ) -> jax.Array:
   """The mean over a fact's tokens, and over facts if not `per_fact`."""
   facts = group.edit.lengths.shape[0]
-  by_row = mend_texts.by_row(reads, values, group.lengths.shape[0])
+  by_row = target_texts.by_row(reads, values, group.lengths.shape[0])
   if not per_fact:
     return by_row.sum() / facts
   # The rows of an example are its facts, once for each kind of text; only one
