@@ -8,6 +8,8 @@
     --subjects=navigate,date_understanding --items=48 --torch_items=8
   python -m bench.evaluation --part=shortcuts --data_root=DATA \
     --tasks=mmlu,bbh,commonsenseqa --items=100
+  python -m bench.evaluation --part=shortcuts --data_root=DATA \
+    --tasks=mmlu,bbh,commonsenseqa --items=100 --run=runs/grace
 
 Each row is printed, and written, as soon as it is measured. The parts `mmlu`
 and `generate` need the extra `parity` (torch) and run on the CPU, both sides in
@@ -275,6 +277,8 @@ def _check_flags() -> None:
       f'--{wanted.name}: unknown {", ".join(unknown)}. There are '
       f'{", ".join(given)}.'
     )
+  if _RUN.value and (_ALL_OFF.value or part != 'shortcuts'):
+    raise app.UsageError('--run is for --part=shortcuts, without --all_off.')
   if part != 'shortcuts' and jax.default_backend() != 'cpu':
     raise app.UsageError(
       'PyTorch runs on the CPU here, and both sides must run on the same '

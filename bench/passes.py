@@ -24,7 +24,7 @@ from me_jax.data.sources import DataSources
 from me_jax.engines.lower_layers import Activations
 from me_jax.evals import runner, samples
 from me_jax.evals.task import Item, Record, Task, TaskContext
-from me_jax.evals.untouched import Untouched
+from me_jax.evals.untouched import Room, Untouched
 from me_jax.generation import LlamaPredictor
 from me_jax.models.language_model import LanguageModel
 from me_jax.rebuild import EditedState
@@ -53,6 +53,7 @@ class Pass:
 
   Attributes:
     task: What was asked.
+    is_edited: The model had its edit.
     items: Of whom, in the order of the task.
     seconds: From the items to the stored scores: prompts, packing, the device,
       reading, storing and scoring the answers.
@@ -70,6 +71,7 @@ class Pass:
   """
 
   task: Task
+  is_edited: bool
   items: tuple[Item, ...]
   seconds: float
   cpu: float
@@ -169,13 +171,20 @@ class Passes:
       'the requests alone.'
     )
 
-  def gap(self, prompt: Sequence[int], token: int, other: int) -> float:
+  def gap(
+    self,
+    prompt: Sequence[int],
+    token: int,
+    other: int,
+    *,
+    is_edited: bool = False,
+  ) -> float:
     """Distance of the logits of two tokens after `prompt`."""
     request = ScoreRequest(
       context=tuple(prompt), continuations=((token,), (other,))
     )
     predictor = self._predictor(settings())
-    [(_, result)] = predictor.score(ModelState(self.model.params), [request])
+    [(_, result)] = predictor.score(self._state(is_edited), [request])
     (first,), (second,) = result.logprobs
     return abs(float(first) - float(second))
 
@@ -229,9 +238,9 @@ class Passes:
     state, fingerprint = self._state(is_edited), self.model.fingerprint
     if is_edited:
       fingerprint = f'{fingerprint} edited'
-    copies = lambda: {}
+    known = runner.Known
     if is_edited and self.edited and settings.copy_untouched:
-      copies = lambda: self._copies(selection, predictor, state)
+      known = lambda: self._known(selection, predictor, state)
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'samples.jsonl'
       scores_path = pathlib.Path(folder) / 'scores.jsonl'
@@ -246,7 +255,7 @@ class Passes:
         state_fingerprint=fingerprint,
         path=path,
         scores_path=scores_path,
-        copies=copies(),
+        known=known(),
       )
       end, end_cpu = time.perf_counter(), time.process_time()
       compiled.close()
@@ -263,6 +272,7 @@ class Passes:
       }
     return Pass(
       task=task,
+      is_edited=is_edited,
       items=selection.items,
       seconds=end - start,
       cpu=end_cpu - start_cpu,
@@ -277,12 +287,12 @@ class Passes:
     """Where the unedited model's latest answers are kept."""
     return pathlib.Path(self._logs.name) / f'{task.name}.jsonl'
 
-  def _copies(
+  def _known(
     self,
     selection: runner.Selection,
     predictor: LlamaPredictor,
     state: ModelState,
-  ) -> Mapping[str, Record]:
+  ) -> runner.Known:
     """Of the unedited model's latest answers; found out anew each time."""
     untouched = Untouched(
       selection,
@@ -290,9 +300,9 @@ class Passes:
       self.edited.editor.probe,
       path=self._log(selection.task),
       fingerprint=self.model.fingerprint,
-      max_bytes=0,
+      room=Room(0),
     )
-    return untouched(state).copies
+    return untouched(state)
 
   def _tokens(self, answer: Record) -> list[int]:
     is_ended = answer['stop_reason'] == 'eos'

@@ -248,5 +248,10 @@ def _is_near_tie(passes: Passes, taken: Pass, without: Pass, name: str) -> bool:
   index = greedy_runs.first_difference(a, b)
   if index is None:
     return False
-  gap = passes.gap([*taken.prompts[name], *a[:index]], a[index], b[index])
+  gap = passes.gap(
+    [*taken.prompts[name], *a[:index]],
+    a[index],
+    b[index],
+    is_edited=taken.is_edited,
+  )
   return gap < greedy_runs.NEAR_TIE

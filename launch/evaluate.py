@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 from absl import app, flags
@@ -24,11 +23,11 @@ from launch import cache, evaluation, inventory, log
 from me_jax import files, generation, rebuild, report, results
 from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
-from me_jax.evals.untouched import NOTHING, Found, Untouched
+from me_jax.evals.untouched import Room, Untouched
 from me_jax.models import load
 from me_jax.progress import Progress, duration
 from me_jax.typing import ModelState, SitePredictor
-from me_jax.workdir import Workdir
+from me_jax.workdir import Workdir, samples_path
 
 _MODEL = flags.DEFINE_string(
   'model', None, 'A preset, a directory, a GGUF file or a hub id.'
@@ -149,7 +148,7 @@ def evaluate(settings: EvalConfig) -> None:
       seed=_SEED.value,
       shares_prefixes=settings.shared_prefix,
     )
-    found = _unedited_answers(selection, predictor, state, settings)(asked)
+    known = _known(selection, predictor, state, settings)
     metrics = runner.evaluate(
       selection,
       predictor,
@@ -157,13 +156,13 @@ def evaluate(settings: EvalConfig) -> None:
       state_fingerprint=state.fingerprint,
       path=workdir.samples(task.name, state.edit_step),
       scores_path=workdir.scores(task.name, state.edit_step),
-      copies=found.copies,
+      known=known,
       progress=functools.partial(Progress, what=task.name, unit='items'),
     )
     results.replace_rows(
       workdir.results,
       results.rows(
-        [*metrics, *found.metrics],
+        metrics,
         run=workdir.path.name,
         method=state.method,
         model=name,
@@ -192,25 +191,26 @@ def _state() -> rebuild.EditedState:
   return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
 
 
-def _unedited_answers(
+def _known(
   selection: runner.Selection,
   predictor: SitePredictor,
   state: rebuild.EditedState,
   settings: EvalConfig,
-) -> Callable[[ModelState], Found]:
-  """What of the answers in the run's own directory, of its step 0, this state
-  leaves as they are."""
+) -> runner.Known:
+  """The answers of step 0 in the run's own directory that this state leaves as
+  they are."""
   probe = state.editor and state.editor.probe
   if probe is None or not settings.copy_untouched:
-    return lambda state: NOTHING
-  return Untouched(
+    return runner.NOTHING
+  untouched = Untouched(
     selection,
     predictor,
     probe,
-    path=Workdir(_RUN.value).samples(selection.task.name, 0),
+    path=samples_path(_RUN.value, selection.task.name, 0),
     fingerprint=state.model.fingerprint,
-    max_bytes=0,
+    room=Room(0),
   )
+  return untouched(ModelState(state.model.params, state.editor_state))
 
 
 def _weights_path() -> str:

@@ -154,12 +154,18 @@ class LlamaPredictor:
       state: The model.
       site: See `models.sites`.
       requests: Texts, as they are scored.
-      slots: Of each, the tokens that are looked at: places in its
-        `scoring.Packed`, at least one.
+      slots: Of each, the tokens that are looked at: places in the whole row,
+        the `scoring.Packed` of a request that shares nothing; at least one.
     """
-    requests = self._unshared(requests)
+    requests = [
+      # A token that is shared is in no row.
+      dataclasses.replace(r, shared=0) if min(at) < r.shared else r
+      for r, at in zip(self._unshared(requests), slots, strict=True)
+    ]
     rows = [
-      scoring.pack(r)._replace(slots=list(at), targets=[0] * len(at))
+      scoring.pack(r)._replace(
+        slots=[slot - r.shared for slot in at], targets=[0] * len(at)
+      )
       for r, at in zip(requests, slots, strict=True)
     ]
     for ids, batches in self._stacked(requests, rows):

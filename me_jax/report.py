@@ -66,6 +66,8 @@ def report(
       _with_averages(table, averages) if averages else table,
       *_notes(found),
     ]
+  if acting := _acting(rows):
+    parts += ['## Where the method acts\n', acting]
   if against := comparison.against_unedited(scores):
     parts += ['## Change against the unedited model, same items\n', against]
   for title, names in _SECTIONS.items():
@@ -83,6 +85,23 @@ def report(
     'says it. Specificity: what is said that is true.\n',
   ]
   return '\n'.join(parts)
+
+
+def _acting(rows: Sequence[results.Row]) -> str:
+  """Of a method that acts in the forward pass, in how many items it does."""
+  tasks = dict.fromkeys(r.task for r in rows if r.metric == 'trigger_rate')
+  if not tasks:
+    return ''
+  columns = [
+    (f'{task}, {head}', task, metric)
+    for task in tasks
+    for head, metric in (('items', 'trigger_rate'), ('copied', 'copied'))
+  ]
+  return (
+    'Items in which it acts on the prompt or on what the unedited model went '
+    "on with, and items that got the unedited model's answer, in per cent.\n\n"
+    f'{results.table(rows, columns)}'
+  )
 
 
 def benchmarks(rows: Sequence[results.Row]) -> str:

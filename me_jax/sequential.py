@@ -23,7 +23,7 @@ from me_jax.edits import edit as edit_lib
 from me_jax.edits.editor import Editor
 from me_jax.evals import edit_scores, runner
 from me_jax.evals.task import Metric, Task
-from me_jax.evals.untouched import NOTHING, Untouched
+from me_jax.evals.untouched import Room, Untouched
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import Progress
 from me_jax.typing import ModelState, Predictor, ScoreRequest
@@ -217,6 +217,7 @@ class _Measurements:
       )
       for task in job.tasks
     ]
+    self._room = Room(int(job.config.evals.lower_layers_gb * 1e9))
     self._untouched = [self._make_untouched(s) for s in self._selections]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
     self._states: dict[int, set[str]] = {}
@@ -314,7 +315,7 @@ class _Measurements:
       name = selection.task.name
       if (step, name) in self._written:
         continue
-      found = untouched(state) if step and untouched else NOTHING
+      known = untouched(state) if step and untouched else runner.NOTHING
       metrics = runner.evaluate(
         selection,
         job.task_predictor or job.predictor,
@@ -322,12 +323,12 @@ class _Measurements:
         state_fingerprint=fingerprint,
         path=job.workdir.samples(name, step),
         scores_path=job.workdir.scores(name, step),
-        copies=found.copies,
+        known=known,
         progress=functools.partial(
           Progress, what=f'step {step}, {name}', unit='items'
         ),
       )
-      self._write(step, fingerprint, name, [*metrics, *found.metrics])
+      self._write(step, fingerprint, name, metrics)
 
   def _make_untouched(self, selection: runner.Selection) -> Untouched | None:
     """What finds the answers of step 0 that a later state leaves as they are;
@@ -341,7 +342,7 @@ class _Measurements:
       job.editor.probe,
       path=job.workdir.samples(selection.task.name, 0),
       fingerprint=job.model.fingerprint,
-      max_bytes=int(evals.lower_layers_gb * 1e9),
+      room=self._room,
     )
 
   def _write(

@@ -79,7 +79,7 @@ class Workdir:
 
   def samples(self, task: str, step: int) -> pathlib.Path:
     """The log of one task on the model after `step` edit steps."""
-    return self.path / 'samples' / task / f'{step:06d}.jsonl'
+    return samples_path(self.path, task, step)
 
   def scores(self, task: str, step: int) -> pathlib.Path:
     """The scores of what `samples` holds."""
@@ -148,6 +148,11 @@ class Workdir:
     if not self.config.exists():
       content = {'identity': dict(identity), 'notes': dict(notes)}
       files.write_atomic(self.config, json.dumps(content, indent=2) + '\n')
+
+
+def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
+  """`Workdir.samples`, for who only reads there."""
+  return pathlib.Path(workdir) / 'samples' / task / f'{step:06d}.jsonl'
 
 
 # Where the weights are may change; which they are is compared by their hash.

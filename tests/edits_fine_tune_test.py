@@ -299,10 +299,11 @@ def test_presets():
   ft_l = fine_tune_preset('ft_l', 'llama2_7b')
   assert ft_m == FineTuneConfig()
   assert (ft_m.layer, ft_m.lr, ft_m.num_steps) == (21, 5e-4, 25)
-  changes = {'name': 'ft_l', 'objective': 'prompt_last'}
-  assert ft_l == dataclasses.replace(ft_m, **changes)
+  assert ft_l == dataclasses.replace(ft_m, objective='prompt_last')
+  assert (ft_m.name, ft_l.name) == ('ft_m', 'ft_l')
   constrained = fine_tune_preset('ft_l_constrained', 'smollm2_135m')
   assert (constrained.layer, constrained.norm_constraint) == (0, 5e-5)
+  assert constrained.name == 'ft_l_constrained'
   assert fine_tune_preset('ft_l', 'smollm2_135m').layer == 20
   assert fine_tune_preset('ft_m', 'tiny', lr=1.0).lr == 1.0
   with pytest.raises(ValueError, match='one of ft_m, ft_l, ft_l_constrained'):

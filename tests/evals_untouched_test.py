@@ -10,14 +10,21 @@ from evals_fakes import folder, task_context
 from me_jax import files, generation
 from me_jax.config import GraceConfig
 from me_jax.edits import codebook, registry
-from me_jax.evals import runner, samples
+from me_jax.evals import runner, samples, untouched
 from me_jax.evals.cloze_task import ClozeTask
 from me_jax.evals.generation_task import GenerationTask, Reading
 from me_jax.evals.prompts import Turn
 from me_jax.evals.task import Item
-from me_jax.evals.untouched import Untouched
+from me_jax.evals.untouched import Room, Untouched
 from me_jax.models import sites
-from me_jax.typing import ModelState, ScoreRequest
+from me_jax.typing import (
+  NEW,
+  OTHER,
+  PROMPT_END,
+  GenerateRequest,
+  ModelState,
+  ScoreRequest,
+)
 
 LAYER = 2
 NEW_TOKENS = 6
@@ -68,17 +75,19 @@ def selection(request, tiny):
 
 
 @functools.cache
-def predictor_of(model, policy):
+def predictor_of(model, policy, rule):
+  editor = editor_of(model, policy, rule)
   return generation.LlamaPredictor(
     model.config,
     model.tokenizer,
-    interventions=editor_of(model, policy).interventions,
+    interventions=editor.interventions,
+    whole_prompts=editor.needs_whole_prompts,
   )
 
 
 @functools.cache
-def editor_of(model, policy):
-  method = GraceConfig(layer=LAYER, query=policy)
+def editor_of(model, policy, rule):
+  method = GraceConfig(layer=LAYER, query=policy, replacement=rule)
   return registry.make_editor(method, model, templates=(), factors={})
 
 
@@ -108,17 +117,17 @@ class Asked:
 class Bench:
   """One task, one policy, the unedited answers in a directory."""
 
-  def __init__(self, model, selection, policy, path):
+  def __init__(self, model, selection, policy, path, rule='replace_last'):
     self.model, self.selection, self.path = model, selection, path
-    self.editor = editor_of(model, policy)
-    self.predictor = Asked(predictor_of(model, policy))
+    self.editor = editor_of(model, policy, rule)
+    self.predictor = Asked(predictor_of(model, policy, rule))
     self.empty = self.editor.init(model.params)
     self.evaluate(self.empty, 'unedited')
     self.unedited = samples.read_samples(
       path / 'unedited', state_fingerprint='unedited'
     )
 
-  def evaluate(self, state, name, copies=None):
+  def evaluate(self, state, name, known=runner.NOTHING):
     self.predictor.answered = 0
     return runner.evaluate(
       self.selection,
@@ -127,7 +136,7 @@ class Bench:
       state_fingerprint=name,
       path=self.path / name,
       scores_path=self.path / f'{name}_scores',
-      copies=copies or {},
+      known=known,
     )
 
   def untouched(self, max_bytes=1 << 20):
@@ -137,7 +146,7 @@ class Bench:
       self.editor.probe,
       path=self.path / 'unedited',
       fingerprint='unedited',
-      max_bytes=max_bytes,
+      room=Room(max_bytes),
     )
 
   def prompt(self, index):
@@ -176,12 +185,14 @@ def bench(tiny, selection, tmp_path):
 
 def check(bench, state, touched):
   """Copies spare all but `touched`, and change nothing."""
-  found = bench.untouched()(ModelState(bench.model.params, state))
+  known = bench.untouched()(ModelState(bench.model.params, state))
   names = {item.id for item in ITEMS}
-  assert names - set(found.copies) == touched
+  assert names - set(known.copies) == touched
+  assert set(known.lookups) == names
   whole = bench.evaluate(state, 'asked')
   assert bench.predictor.answered == len(ITEMS)
-  assert bench.evaluate(state, 'copied', found.copies) == whole
+  metrics = bench.evaluate(state, 'copied', known)
+  assert metrics[: len(whole)] == whole
   assert bench.predictor.answered == len(touched)
   asked, copied = (
     samples.read_samples(bench.path / name, state_fingerprint=name)
@@ -189,28 +200,36 @@ def check(bench, state, touched):
   )
   assert list(asked) == list(copied)
   for name in names:
-    is_copied = name not in touched
-    assert copied[name].get('copied_from') == (
-      'unedited' if is_copied else None
-    )
-    same = {'copied_from': None, 'state_fingerprint': None}
+    source = None if name in touched else 'unedited'
+    assert copied[name].get('copied_from') == source
+    assert copied[name]['lookups'] == known.lookups[name]
+    same = dict.fromkeys(('copied_from', 'lookups', 'state_fingerprint'))
     a, b = ({**r[name], **same} for r in (asked, copied))
     if bench.is_ppl:
       np.testing.assert_allclose(a['resps'], b['resps'], rtol=1e-5)
       same |= {'resps': None}
     assert {**a, **same} == {**b, **same}
-  values = {m.name: m for m in found.metrics}
-  assert values['copied'].n == values['trigger_rate'].n == len(ITEMS)
-  assert values['copied'].value == 100 - 100 * len(touched) / len(ITEMS)
-  assert values['trigger_rate'].value == 100 * len(touched) / len(ITEMS)
-  return values, asked
+  found = {m.name: m for m in metrics[len(whole) :]}
+  assert found['copied'].n == found['trigger_rate'].n == len(ITEMS)
+  share = 100 * len(touched) / len(ITEMS)
+  assert found['copied'].value == pytest.approx(100 - share)
+  assert found['trigger_rate'].value == pytest.approx(share)
+  scored = runner.score(
+    bench.selection,
+    path=bench.path / 'copied',
+    scores_path=bench.path / 'scored_again',
+  )
+  assert scored == metrics
+  return found, known.lookups, asked
 
 
 def test_an_item_whose_prompt_is_edited(bench):
   bench = bench('last_prompt')
   text = bench.prompt(2)
-  values, asked = check(bench, bench.state(text, len(text) - 1), {'2'})
-  assert values['token_trigger_rate'].n == len(ITEMS)
+  state = bench.state(text, len(text) - 1)
+  _, lookups, asked = check(bench, state, {'2'})
+  assert lookups['2'] == {'asked': 1, 'acting': 1}
+  assert lookups['0'] == {'asked': 1, 'acting': 0}
   assert asked['2']['resps'] != bench.unedited['2']['resps']
 
 
@@ -219,16 +238,19 @@ def test_an_item_that_is_edited_at_a_new_token(bench):
   if bench.is_ppl:
     # Nothing that is scored is ever looked at, so nothing is computed.
     text = bench.prompt(2)
-    values, _ = check(bench, bench.state(text, len(text) - 1), set())
-    assert 'token_trigger_rate' not in values
+    found, *_ = check(bench, bench.state(text, len(text) - 1), set())
+    assert 'token_trigger_rate' not in found
     assert bench.predictor.tapped == 0
     return
   new = bench.unedited['3']['tokens']
   assert len(new) == NEW_TOKENS
   text = [*bench.prompt(3), *new]
-  values, asked = check(bench, bench.state(text, len(text) - 4), {'3'})
+  state = bench.state(text, len(text) - 4)
+  found, lookups, asked = check(bench, state, {'3'})
   # The prompt's end and all new tokens but the last.
-  assert values['token_trigger_rate'].n == len(ITEMS) * NEW_TOKENS
+  assert lookups['3'] == {'asked': NEW_TOKENS, 'acting': 1}
+  rate = 100 / (len(ITEMS) * NEW_TOKENS)
+  assert found['token_trigger_rate'].value == pytest.approx(rate)
   assert asked['3']['tokens'][:3] == new[:3]
   assert asked['3']['tokens'] != new
 
@@ -268,9 +290,9 @@ def test_a_key_that_rounding_might_move_is_asked(bench):
   state = state._replace(
     codebook=book._replace(keys=away, radii=book.radii * 0)
   )
-  found = bench.untouched()(ModelState(bench.model.params, state))
-  assert set(found.copies) == {item.id for item in ITEMS} - {'2'}
-  assert {m.name: m.value for m in found.metrics}['trigger_rate'] == 0
+  known = bench.untouched()(ModelState(bench.model.params, state))
+  assert set(known.copies) == {item.id for item in ITEMS} - {'2'}
+  assert known.lookups['2'] == {'asked': 1, 'acting': 0}
 
 
 def test_only_the_same_question_of_the_same_model_is_copied(bench, tmp_path):
@@ -289,21 +311,43 @@ def test_only_the_same_question_of_the_same_model_is_copied(bench, tmp_path):
   with pytest.raises(ValueError, match='state_fingerprint'):
     bench.untouched()(state)
   path.unlink()
-  assert bench.untouched()(state) == ({}, [])
+  assert bench.untouched()(state) == runner.NOTHING
 
 
 def test_an_interrupted_evaluation_goes_on_with_copies(bench, tmp_path):
   bench = bench('last_prompt')
   text = bench.prompt(2)
   state = bench.state(text, len(text) - 1)
-  copies = bench.untouched()(ModelState(bench.model.params, state)).copies
-  bench.evaluate(state, 'whole', copies)
-  whole = files.read_jsonl(tmp_path / 'whole')
+  find = lambda: bench.untouched()(ModelState(bench.model.params, state))
+  whole = bench.evaluate(state, 'whole', find())
+  records = files.read_jsonl(tmp_path / 'whole')
   fingerprint = {'state_fingerprint': 'cut'}
-  files.write_jsonl(tmp_path / 'cut', [r | fingerprint for r in whole[4:]])
-  bench.evaluate(state, 'cut', copies)
+  files.write_jsonl(tmp_path / 'cut', [r | fingerprint for r in records[4:]])
+  assert bench.evaluate(state, 'cut', find()) == whole
   resumed = files.read_jsonl(tmp_path / 'cut')
-  assert [r | {'state_fingerprint': 'whole'} for r in resumed] == whole
+  assert [r | {'state_fingerprint': 'whole'} for r in resumed] == records
+
+
+def test_rules_that_need_whole_prompts(bench):
+  """What prompts share is then no row of its own, so places are others."""
+  bench = bench('last_prompt', rule='replace_prompt')
+  assert bench.selection.requests[2].shared > 9
+  text = bench.prompt(2)
+  state = bench.state(text, len(text) - 1)
+  _, lookups, asked = check(bench, state, {'2'})
+  assert lookups['2'] == {'asked': 1, 'acting': 1}
+
+
+@pytest.mark.parametrize(
+  'stop_reason, fed',
+  [('length', 2), ('decided', 2), ('eos', 3), ('nonfinite', 3)],
+)
+def test_the_last_token_was_fed_if_it_led_to_none(stop_reason, fed):
+  request = GenerateRequest(prompt=(5, 6), max_new_tokens=9)
+  record = {'tokens': [7, 8, 9], 'stop_reason': stop_reason}
+  text = untouched._text(request, record)
+  assert text.request.context == (5, 6, 7, 8, 9)[: 2 + fed]
+  assert text.kinds.tolist() == [OTHER, PROMPT_END, *[NEW] * fed]
 
 
 def test_older_answers_without_tokens_are_asked_again(bench, tmp_path):

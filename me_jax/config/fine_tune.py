@@ -14,7 +14,8 @@ class FineTuneConfig:
   """Fine-tuning of one matrix; `fine_tune_preset` gives published values.
 
   Attributes:
-    name: 'ft_m', 'ft_l' or 'ft_l_constrained': what results call it.
+    name: Not a choice: 'ft_m', 'ft_l' or 'ft_l_constrained', whatever the other
+      settings amount to.
     layer: Layer whose `down_proj` is trained, zero-based.
     objective: 'target_new', the negative log-likelihood of the target given
       the prompt, or 'prompt_last', which expects each token of the target
@@ -28,7 +29,7 @@ class FineTuneConfig:
       so that a sequence of edits may go any way, or 'theta_0', the unedited.
   """
 
-  name: str = 'ft_m'
+  name: str = ''
   layer: int = 21
   objective: str = 'target_new'
   lr: float = 5e-4
@@ -38,7 +39,6 @@ class FineTuneConfig:
   anchor: str = 'theta_prev'
 
   def __post_init__(self):
-    one_of('method.name', self.name, _VARIANTS)
     one_of('method.objective', self.objective, ('target_new', 'prompt_last'))
     one_of('method.anchor', self.anchor, ('theta_prev', 'theta_0'))
     at_least('method.num_steps', self.num_steps, 1)
@@ -48,6 +48,10 @@ class FineTuneConfig:
         'method.anchor theta_0 is what method.norm_constraint bounds the '
         'matrix around, and there is no bound. Set method.norm_constraint.'
       )
+    name = 'ft_l' if self.objective == 'prompt_last' else 'ft_m'
+    if self.norm_constraint:
+      name = 'ft_l_constrained'
+    self.name = name
 
 
 def fine_tune_preset(
@@ -72,4 +76,4 @@ def fine_tune_preset(
     'ft_m': {'layer': layer},
   }
   one_of('variant', variant, _VARIANTS)
-  return FineTuneConfig(**{'name': variant, **values[variant], **changes})
+  return FineTuneConfig(**{**values[variant], **changes})

@@ -141,6 +141,38 @@ def nonfinite(samples: Sequence[Record]) -> Metric:
   )
 
 
+def lookups(samples: Sequence[Record]) -> list[Metric]:
+  """What a method that acts in the forward pass did; nothing for others.
+
+  `trigger_rate` is the share of items in which it acts on the prompt or on
+  what the unedited model went on with, `token_trigger_rate` that of the tokens
+  at which it looks there, with an interval over items; `copied` is the share of
+  items that got the unedited answer.
+  """
+  found = [s['lookups'] for s in samples if 'lookups' in s]
+  if not found:
+    return []
+  metrics = [
+    share('trigger_rate', sum(f['acting'] > 0 for f in found), len(found)),
+    share('copied', sum('copied_from' in s for s in samples), len(samples)),
+  ]
+  tokens = np.array([[f['acting'], f['asked']] for f in found], float)
+  tokens = tokens[tokens[:, 1] > 0]
+  if len(tokens):
+    acting, asked = tokens.sum(axis=0)
+    low, high = statistics.bootstrap(lambda t: t[:, 0] / t[:, 1], tokens)
+    metrics.append(
+      Metric(
+        name='token_trigger_rate',
+        value=100 * float(acting / asked),
+        n=len(tokens),
+        ci_low=100 * low,
+        ci_high=100 * high,
+      )
+    )
+  return metrics
+
+
 def _values(samples: Sequence[Record], metric: str) -> np.ndarray:
   return np.array([s['metrics'][metric] for s in samples], np.float64)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
+from typing import NamedTuple
 
 from me_jax import files
-from me_jax.evals import samples
+from me_jax.evals import aggregates, samples
 from me_jax.evals.subset import subset
 from me_jax.evals.task import (
   Item,
@@ -26,6 +27,23 @@ from me_jax.typing import ModelState, Predictor, ScoreRequest, ScoreResult
 
 _GROUP = 128  # items whose likelihoods are asked together, all or none
 _SCORERS = 2  # threads that score while the device goes on
+
+
+class Known(NamedTuple):
+  """What is known of a state's answers before it is asked, by item id.
+
+  Attributes:
+    copies: Answers of another state that this one would give, too.
+    lookups: What a method that acts in the forward pass does in an item:
+      `asked`, at how many tokens it looks, `acting`, at how many it acts. It is
+      stored with the answer.
+  """
+
+  copies: Mapping[str, Record] = MappingProxyType({})
+  lookups: Mapping[str, Record] = MappingProxyType({})
+
+
+NOTHING = Known()
 
 # From a total to a display of what is done.
 ProgressFactory = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -97,7 +115,7 @@ def evaluate(
   state_fingerprint: str,
   path: PathLike,
   scores_path: PathLike,
-  copies: Mapping[str, Record] = MappingProxyType({}),
+  known: Known = NOTHING,
   progress: ProgressFactory = lambda total: nullcontext(lambda done: None),
 ) -> list[Metric]:
   """The task's metrics, the headline first.
@@ -114,8 +132,7 @@ def evaluate(
     state_fingerprint: Names the weights; equal only for equal weights.
     path: The log of answers of this task on this state.
     scores_path: Where their scores go.
-    copies: Stored answers of another state that this one would give, too, by
-      item id; see `untouched`.
+    known: What need not be asked; see `untouched`.
     progress: From the number of items to a context whose value is called with
       the number of items done.
 
@@ -139,12 +156,14 @@ def evaluate(
     }
     report(len(scores))
     flush_every = 1 if task.mode == 'gen' else 16
-    asked = _answers(selection, predictor, state, stored, copies)
+    asked = _answers(selection, predictor, state, stored, known.copies)
     with samples.SampleWriter(path, flush_every) as writer:
       for item, record in itertools.chain(
-        _copied(items, stored, copies), asked
+        _copied(items, stored, known.copies), asked
       ):
         record |= {'state_fingerprint': state_fingerprint}
+        if item.id in known.lookups:
+          record |= {'lookups': known.lookups[item.id]}
         writer.add(record)
         stored[item.id] = record
         scores[item.id] = pool.submit(task.score, item, record)
@@ -231,10 +250,11 @@ def _write_scores(
       for item in selection.items
     ],
   )
-  return selection.task.aggregate(
-    [stored[item.id] | scores[item.id] for item in selection.items],
-    complete=selection.is_complete,
-  )
+  answered = [stored[item.id] | scores[item.id] for item in selection.items]
+  return [
+    *selection.task.aggregate(answered, complete=selection.is_complete),
+    *aggregates.lookups(answered),
+  ]
 
 
 def _copied(

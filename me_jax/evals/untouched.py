@@ -10,7 +10,7 @@ and kept.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,9 @@ import numpy as np
 
 from me_jax.edits.editor import Probe
 from me_jax.engines import scoring
-from me_jax.evals import aggregates, samples
-from me_jax.evals.runner import Selection
-from me_jax.evals.task import Metric, Record, Request
+from me_jax.evals import samples
+from me_jax.evals.runner import Known, Selection
+from me_jax.evals.task import Record, Request
 from me_jax.files import PathLike
 from me_jax.typing import (
   CONTEXT_END,
@@ -32,22 +32,22 @@ from me_jax.typing import (
   SitePredictor,
 )
 
-
-class Found(NamedTuple):
-  """What a state does to a task.
-
-  Attributes:
-    copies: Unedited records of the items that it leaves as they are, by id.
-    metrics: How many those are, `copied`, and in how many items and at how
-      many of the tokens that it looks at the method acts, `trigger_rate` and
-      `token_trigger_rate`: on the text as the unedited model went on.
-  """
-
-  copies: Mapping[str, Record]
-  metrics: list[Metric]
+_TOKENS = 512  # tokens that are looked at together
 
 
-NOTHING = Found({}, [])
+class Room:
+  """Host memory for what is kept from state to state, shared by tasks."""
+
+  def __init__(self, max_bytes: int):
+    """So much may be kept in all."""
+    self._free = max_bytes
+
+  def take(self, content: np.ndarray) -> bool:
+    """Whether there was room for it, which it has now."""
+    if content.nbytes > self._free:
+      return False
+    self._free -= content.nbytes
+    return True
 
 
 class _Text(NamedTuple):
@@ -76,7 +76,7 @@ class Untouched:
     *,
     path: PathLike,
     fingerprint: str,
-    max_bytes: int,
+    room: Room,
   ):
     """Nothing is read yet.
 
@@ -87,28 +87,26 @@ class Untouched:
       path: The log of the unedited model's answers; if it is not there, or
         holds no answer to an item, there is none to copy.
       fingerprint: Of the unedited model.
-      max_bytes: Of what is looked at, so much is kept for the next state.
+      room: Where what is looked at is kept for the next state.
     """
     self._selection = selection
     self._predictor = predictor
     self._probe = probe
     self._path = path
     self._fingerprint = fingerprint
-    self._free = max_bytes
+    self._room = room
     self._texts: dict[int, _Text] | None = None
     self._unedited: dict[str, Record] = {}
     self._kept: dict[int, _Looked] = {}
 
-  def __call__(self, state: ModelState) -> Found:
-    """What `state` leaves as it is.
+  def __call__(self, state: ModelState) -> Known:
+    """What `state` leaves as it is, and where it acts.
 
     Raises:
       ValueError: The log of the unedited model is damaged, or of another one.
     """
     if self._texts is None:
       self._texts = dict(self._read())
-    if not self._texts:
-      return NOTHING
     on_host = jax.device_get(state.editor)
     slots = {
       i: np.flatnonzero(
@@ -116,25 +114,29 @@ class Untouched:
       )
       for i, text in self._texts.items()
     }
-    items = self._selection.items
-    copies, triggered, asked, acting = {}, 0, 0, 0
-    content = dict(self._content(state, slots))
-    for i, at in slots.items():
-      acts, may_act = np.zeros((2, 0), bool)
-      if len(at):
-        acts, may_act = self._probe.finds(state.editor, content[i])
-      if not may_act.any():
-        copies[items[i].id] = self._unedited[items[i].id]
-      triggered += bool(acts.any())
-      asked += len(acts)
-      acting += int(acts.sum())
-    metrics = [
-      aggregates.share('copied', len(copies), len(items)),
-      aggregates.share('trigger_rate', triggered, len(self._texts)),
-    ]
-    if asked:
-      metrics.append(aggregates.share('token_trigger_rate', acting, asked))
-    return Found(copies, metrics)
+    # Items, and of each how many tokens; found out in pieces, for what is
+    # looked at may be more than memory holds.
+    acting = dict.fromkeys(slots, 0)
+    touched: set[int] = set()
+    for piece in _pieces(self._content(state, slots)):
+      owners = np.repeat([i for i, _ in piece], [len(c) for _, c in piece])
+      content = np.concatenate([c for _, c in piece])
+      acts, may_act = self._probe.finds(state.editor, content)
+      for i in owners[acts].tolist():
+        acting[i] += 1
+      touched.update(owners[may_act].tolist())
+    names = {i: self._selection.items[i].id for i in slots}
+    return Known(
+      copies={
+        name: self._unedited[name]
+        for i, name in names.items()
+        if i not in touched
+      },
+      lookups={
+        name: {'asked': len(slots[i]), 'acting': acting[i]}
+        for i, name in names.items()
+      },
+    )
 
   def _read(self) -> Iterator[tuple[int, _Text]]:
     """The texts of items that the unedited model was asked in the same way."""
@@ -162,26 +164,32 @@ class Untouched:
         yield i, kept.content
       elif len(at):
         missing.append(i)
-    behind = [_behind(self._texts[i].request, slots[i]) for i in missing]
     found = self._predictor.tap(
-      state, self._probe.site, [r for r, _ in behind], [at for _, at in behind]
+      state,
+      self._probe.site,
+      [self._texts[i].request for i in missing],
+      [slots[i].tolist() for i in missing],
     )
     for place, content in found:
       i = missing[place]
-      if content.nbytes <= self._free:
-        self._free -= content.nbytes
+      if self._room.take(content):
         self._kept[i] = _Looked(slots[i], content.copy())
       yield i, content
 
 
-def _behind(
-  request: ScoreRequest, slots: np.ndarray
-) -> tuple[ScoreRequest, list[int]]:
-  """The request, and slots of its row behind what it shares: nothing, if one
-  of the tokens that are looked at is shared."""
-  if slots.min() < request.shared:
-    request = dataclasses.replace(request, shared=0)
-  return request, (slots - request.shared).tolist()
+def _pieces(
+  contents: Iterable[tuple[int, np.ndarray]],
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+  """The contents in lists of some `_TOKENS` tokens."""
+  piece, size = [], 0
+  for i, content in contents:
+    piece.append((i, content))
+    size += len(content)
+    if size >= _TOKENS:
+      yield piece
+      piece, size = [], 0
+  if piece:
+    yield piece
 
 
 def _text(request: Request, record: Record) -> _Text | None:
@@ -193,8 +201,8 @@ def _text(request: Request, record: Record) -> _Text | None:
     return _Text(request, kinds, np.array(row.positions, np.int32))
   if 'tokens' not in record:
     return None
-  # The last token was fed only if the end token came of it.
-  is_last_fed = record['stop_reason'] == 'eos'
+  # The last token was fed only if something came of it that is no token.
+  is_last_fed = record['stop_reason'] in ('eos', 'nonfinite')
   new = record['tokens'] if is_last_fed else record['tokens'][:-1]
   kinds = np.zeros(len(request.prompt) + len(new), np.int32)
   kinds[len(request.prompt) - 1] = PROMPT_END
