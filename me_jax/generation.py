@@ -98,7 +98,7 @@ class LlamaPredictor:
       whole_prompts: The functions need all of a prompt at once: what requests
         share is computed for each.
       on_trace: Called with 'score', 'tap', 'prefix', 'prefill', 'insert',
-        'grow' or 'decode' at each compile.
+        'grow', 'keep' or 'decode' at each compile.
     """
     self._config = config
     self._tokenizer = tokenizer
@@ -125,6 +125,7 @@ class LlamaPredictor:
     self._prefill = jitted(bound(decoding.prefill))
     self._insert = jitted(decoding.insert, donate_argnums=(0,))
     self._grow = jitted(decoding.grow, static_argnums=(1,))
+    self._keep = jitted(decoding.keep)
     self._decode = jitted(bound(decoding.decode), donate_argnums=(2,))
 
   def score(
@@ -189,7 +190,9 @@ class LlamaPredictor:
       requests: What is asked.
       skip: Indices of requests that need no answer any more. They count where
         the shapes of arrays are chosen, so the others' answers are what they
-        would be without it.
+        would be without it; but the last few rows of a batch go on in a smaller
+        one, and which those are depends on it. On a processor that changes no
+        bit, elsewhere near ties may fall another way.
 
     Raises:
       ValueError: A request has no prompt token of its own, or is too long.
@@ -220,6 +223,7 @@ class LlamaPredictor:
           state, common, rows, np.int32(steps), eos
         ),
         grow=self._grow,
+        keep=self._keep,
         empty_rows=functools.partial(decoding.empty_rows, self._config),
       )
       for (slots, new), indices in _by_shape(members, shape):

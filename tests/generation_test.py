@@ -519,6 +519,38 @@ def test_rows_used_again_change_no_answer(small, state, predictor, refill):
     assert a.stop_reason == b.stop_reason
 
 
+@pytest.mark.parametrize('shared', [0, 32])
+def test_the_last_few_go_on_in_a_smaller_batch(small, state, predictor, shared):
+  """One long answer among twelve short ones, two of whom wait at first."""
+  shapes = []
+  few = LlamaPredictor(small.config, small.tokenizer, max_batch=12)
+  decode = few._decode
+
+  def noting(state, common, rows, *args):
+    shapes.append(len(rows.count))
+    return decode(state, common, rows, *args)
+
+  few._decode = noting
+  requests = [
+    GenerateRequest(
+      prompt=p,
+      max_new_tokens=90,
+      decided=(lambda text: False) if i == 5 else (lambda text: len(text) > 2),
+      shared=shared,
+    )
+    for i, p in enumerate(_questions(14))
+  ]
+  found = _generate(few, state, requests)
+  assert shapes[0] == 12 and shapes[-1] == 4
+  assert shapes == sorted(shapes, reverse=True)
+  assert shapes.count(4) > 3 * shapes.count(12)
+  for request, answer in zip(requests, found, strict=True):
+    plain = dataclasses.replace(request, shared=0)
+    [alone] = _generate(predictor, state, [plain])
+    np.testing.assert_array_equal(answer.tokens, alone.tokens)
+    assert answer.stop_reason == alone.stop_reason
+
+
 def test_rows_used_again_save_steps(small, state):
   """Rows that wait for the longest of their batch take more steps."""
   lengths = [100, 20, 20, 20] * 4

@@ -148,6 +148,11 @@ def grow(rows: Rows, new: int) -> Rows:
   )
 
 
+def keep(rows: Rows, places: jax.Array) -> Rows:
+  """The rows at `places`, int32 [b]."""
+  return jax.tree.map(lambda x: x[places], rows)
+
+
 def decode(
   forward: Forward,
   state: ModelState,

@@ -15,6 +15,7 @@ _DECIDE_EVERY = 4  # decode steps between two looks at `decided`
 _LOOK_EVERY = 16  # where no request has one
 _ROOM = 64  # tokens of an answer at first
 _GROWTH = 4
+_FEW = (8, 4)  # rows of a batch that is nearly done, at most a third of it
 
 
 class DeviceFunctions(NamedTuple):
@@ -25,6 +26,7 @@ class DeviceFunctions(NamedTuple):
     insert: See `decoding.insert`.
     decode: From `Rows` and a number of steps to `Rows`.
     grow: From `Rows` and N to `Rows`.
+    keep: From `Rows` and places [b] to `Rows` of those alone.
     empty_rows: From B, T and N to `Rows`.
   """
 
@@ -32,6 +34,7 @@ class DeviceFunctions(NamedTuple):
   insert: Callable[..., decoding.Rows]
   decode: Callable[[decoding.Rows, int], decoding.Rows]
   grow: Callable[[decoding.Rows, int], decoding.Rows]
+  keep: Callable[[decoding.Rows, np.ndarray], decoding.Rows]
   empty_rows: Callable[[int, int, int], decoding.Rows]
 
 
@@ -49,8 +52,9 @@ class Stream:
     prefill_shape: From the length of a prompt behind the prefix to the shape
       [G, T] in which it is put through the model, of its own whatever else
       waits: an answer does not depend on which others were there before.
-    refill: Free rows take the next prompts while others go on; else a batch
-      is decoded to its end before the next begins.
+    refill: Free rows take the next prompts while others go on, and the last few
+      go on in a smaller batch; else a batch is decoded to its end before the
+      next begins.
   """
 
   device: DeviceFunctions
@@ -76,6 +80,8 @@ class Stream:
         rows = yield from self._fill(rows, waiting, running)
       if not running:
         continue
+      if self.refill and not waiting:
+        rows, running = self._among_few(rows, running)
       room = rows.tokens.shape[1]
       longest = max(len(answer.tokens) for answer in running.values())
       if longest + steps > room < self.new:
@@ -103,6 +109,19 @@ class Stream:
         break
       rows = yield from self._begin(rows, waiting, free, shape, running)
     return rows
+
+  def _among_few(self, rows, running):
+    """The running rows in a batch of fewer, if that is much smaller; and who is
+    where in it."""
+    batch = len(rows.count)
+    few = next((n for n in _FEW if n <= batch // 3), 0)
+    if len(running) > few:
+      return rows, running
+    places = np.zeros(few, np.int32)
+    places[: len(running)] = list(running)
+    rows = self.device.keep(rows, places)
+    # The others are copies of row 0: what becomes of them is not read.
+    return rows, dict(enumerate(running.values()))
 
   def _begin(self, rows, waiting, free, shape, running):
     """Puts the next prompts of a shape into free rows, unless their first
