@@ -9,12 +9,15 @@ from evals_fakes import folder, task_context
 
 from me_jax import checkpoints as checkpoints_lib
 from me_jax import config as config_lib
-from me_jax import generation, rebuild, results, sequential
+from me_jax import files, generation, rebuild, results, sequential
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits import registry
 from me_jax.engines.lower_layers import Activations
 from me_jax.evals import perplexity
-from me_jax.workdir import Workdir
+from me_jax.evals.generation_task import GenerationTask, Reading
+from me_jax.evals.prompts import Turn
+from me_jax.evals.task import Item
+from me_jax.workdir import Workdir, samples_path
 
 METHOD = config_lib.GraceConfig(layer=2, n_iter=6, task_query='every_new_token')
 FACTS = 3
@@ -32,6 +35,30 @@ def _requests():
     )
     for i in range(FACTS)
   ]
+
+
+def _prompts_task(tokenizer):
+  """What the model says to the prompts of the facts, and to three others."""
+  prompts = [r.text for r in _requests()] + [f'What of {c}' for c in 'xyz']
+  return GenerationTask(
+    name='prompts',
+    version='1',
+    context=task_context(folder(None), tokenizer),
+    docs=lambda: [
+      Item(id=str(i), group='all', fields={'text': text})
+      for i, text in enumerate(prompts)
+    ],
+    doc_to_turns=lambda item: [Turn('TEXT', item.fields['text'])],
+    doc_to_target=lambda item: 'R',
+    max_gen_toks=4,
+    readings=(
+      Reading(
+        name='oc',
+        filter=lambda item, text: text,
+        mark=lambda item, text: {'accuracy': float('R' in text)},
+      ),
+    ),
+  )
 
 
 class Stopped(Exception):
@@ -59,7 +86,7 @@ def job(tiny, predictors, tmp_path_factory):
   root = tmp_path_factory.mktemp('runs')
   text = 'Plain words, one after another. ' * 40
 
-  def make(name, stop_before=None, **changes):
+  def make(name, stop_before=None, copies=True, **changes):
     method = dataclasses.replace(METHOD, **changes)
     config = config_lib.RunConfig(
       model=config_lib.ModelSource(name='tiny'),
@@ -68,6 +95,7 @@ def job(tiny, predictors, tmp_path_factory):
       second_moment=config_lib.SecondMomentConfig(),
       num_edits=FACTS,
       eval_steps=(0, 2, FACTS),
+      evals=config_lib.EvalConfig(copy_untouched=copies),
     )
     editor = registry.make_editor(method, tiny, templates=(), factors={})
 
@@ -93,7 +121,8 @@ def job(tiny, predictors, tmp_path_factory):
           name='words',
           context=task_context(folder(None), tiny.tokenizer),
           read=lambda: text,
-        )
+        ),
+        _prompts_task(tiny.tokenizer),
       ],
       probe=text,
     )
@@ -117,7 +146,10 @@ def _content(job):
     'states': [[x.tobytes() for x in state] for _, state in steps],
     'rows': [{**dataclasses.asdict(row), 'run': ''} for row in rows],
     'triangle': job.workdir.triangle.read_text(),
-    'samples': job.workdir.samples('words', FACTS).read_text(),
+    'samples': [
+      job.workdir.samples(task, FACTS).read_text()
+      for task in ('words', 'prompts')
+    ],
   }
 
 
@@ -153,14 +185,46 @@ def test_rows(whole, tiny):
   assert {i['radius_median'] for i in infos} == {1.0}
 
 
-def test_task_predictor_asks_the_tasks(whole):
+def test_task_predictor_asks_the_tasks(job):
   """Under `every_new_token` a likelihood is that of the unedited model."""
+  run = job('asked', copies=False)
+  sequential.run(run)
   [first, *others] = [
-    r['value']
-    for r in whole[2]['rows']
-    if r['task'] == 'words' and r['metric'] == 'ppl'
+    row.value
+    for row in results.read_rows(run.workdir.results)
+    if (row.task, row.metric) == ('words', 'ppl')
   ]
   assert others == [first, first]
+  run.workdir._lock.close()
+
+
+def test_copies_change_nothing(whole):
+  """The facts' prompts are asked again, the others are copied."""
+  copied, asked = whole[0].workdir, whole[0].workdir.path.parent / 'asked'
+  values = {
+    (r['edit_step'], r['metric']): r['value']
+    for r in whole[2]['rows']
+    if r['task'] == 'prompts'
+  }
+  for step, written in ((2, 2), (FACTS, FACTS)):
+    records = [
+      {r['doc_id']: r for r in files.read_jsonl(path)}
+      for path in (
+        copied.samples('prompts', step),
+        samples_path(asked, 'prompts', step),
+      )
+    ]
+    first, second = records
+    said = lambda record: (record['tokens'], record['stop_reason'])
+    assert {n: said(r) for n, r in first.items()} == {
+      n: said(r) for n, r in second.items()
+    }
+    is_copied = {n for n, r in first.items() if 'copied_from' in r}
+    assert is_copied == {str(i) for i in range(written, 2 * FACTS)}
+    assert not any('copied_from' in r for r in second.values())
+    assert values[step, 'trigger_rate'] == pytest.approx(100 * written / 6)
+    assert values[step, 'copied'] == pytest.approx(100 - 100 * written / 6)
+  assert (0, 'trigger_rate') not in values
 
 
 def test_states_have_names_of_their_own(job, whole, tiny):

@@ -1,11 +1,13 @@
 """The programs that evaluate and score, on a random model of four layers."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,13 +81,19 @@ def start(root):
 def evaluate(start):
   """A function that evaluates and returns what was printed."""
 
-  def evaluate(workdir, *args, tasks='commonsenseqa,sample_ppl', model=True):
+  def evaluate(
+    workdir,
+    *args,
+    tasks='commonsenseqa,sample_ppl',
+    model=True,
+    limit=_LIMIT,
+  ):
     return _finish(
       start(
         *args,
         *(['--model=tiny'] if model else []),
         f'--tasks={tasks}',
-        f'--limit={_LIMIT}',
+        f'--limit={limit}',
         f'--workdir={workdir}',
       )
     )
@@ -459,3 +467,42 @@ def test_the_edited_model_of_a_run(evaluate, score, edited, tiny, tmp_path):
     score(workdir)
     assert _content(workdir, *names) == before
   assert len(set(states)) == 3 and values[0] != values[1]
+
+
+def test_a_killed_evaluation_resumes_to_the_same_bytes(start, evaluate, root):
+  """Killed after the first answers, again after some more, and finished."""
+  data = root / 'many'
+  shutil.copytree(root / 'data', data)
+  questions = [json.dumps(_question(i)) + '\n' for i in range(20, 140)]
+  dev = data / 'commonsenseqa' / 'dev_rand_split.jsonl'
+  dev.write_text(''.join(questions))
+  tasks = 'commonsenseqa,commonsenseqa_cloze'
+  undisturbed, killed = root / 'undisturbed', root / 'killed'
+  evaluate(undisturbed, f'--data_root={data}', tasks=tasks, limit=0)
+  log = killed / 'samples' / 'commonsenseqa' / '000000.jsonl'
+  count = lambda: len(log.read_text().splitlines()) if log.exists() else 0
+  for wanted in (1, 40):
+    process = start(
+      '--model=tiny',
+      f'--tasks={tasks}',
+      '--limit=0',
+      f'--data_root={data}',
+      f'--workdir={killed}',
+    )
+    while count() < wanted and process.poll() is None:
+      time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert wanted <= count() < len(questions)
+  evaluate(killed, f'--data_root={data}', tasks=tasks, limit=0)
+  content = lambda path: {
+    file.relative_to(path): file.read_bytes()
+    for file in path.rglob('*.json*')
+    if file.name != 'results.jsonl'
+  }
+  assert content(killed) == content(undisturbed)
+  rows = [
+    [dataclasses.replace(row, run='') for row in results.read_rows(path)]
+    for path in (killed / 'results.jsonl', undisturbed / 'results.jsonl')
+  ]
+  assert rows[0] == rows[1]

@@ -22,8 +22,8 @@ reset it. *New* tokens are decoded with a cache, one at a time.
 | `replace_prompt` | all before the query                             |
 | `replace_all`    | all that is put through the model with the query |
 
-The last two want the whole row with the query at hand. A new token is put
-through the model alone, so they leave it as it is.
+The last two want the whole row with the query at hand, so they go with
+`last_prompt` only: a new token is put through the model alone.
 """
 
 from typing import NamedTuple
