@@ -4,6 +4,7 @@
 workdir keeps them. A method's settings are in the file of its name.
 """
 
+from me_jax.config.adjusted_perplexity import AdjustedPerplexityConfig
 from me_jax.config.argument import parse_arg
 from me_jax.config.checks import checked
 from me_jax.config.fine_tune import FineTuneConfig, fine_tune_preset
@@ -25,6 +26,7 @@ from me_jax.config.run import (
 )
 
 __all__ = [
+  'AdjustedPerplexityConfig',
   'EmmetConfig',
   'EvalConfig',
   'FactsConfig',
