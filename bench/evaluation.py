@@ -31,7 +31,7 @@ import numpy as np
 from absl import app, flags
 
 from bench.passes import MakeTask, Passes, settings
-from launch import evaluation
+from launch import evaluation, log
 from me_jax import files, rebuild, trees
 from me_jax.config import EvalConfig
 from me_jax.evals import registry
@@ -97,6 +97,7 @@ _OUTPUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  log.show_warnings()
   part, limit = _PART.value, _ITEMS.value or None
   _check_flags()
   edited = rebuild.edited_state(_RUN.value) if _RUN.value else None
