@@ -120,7 +120,7 @@ class LlamaPredictor:
     bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
     self._score = jitted(bound(scoring.score))
     self._scorer = activations and Scorer(forward, activations, jitted)
-    self._tap = jitted(bound(scoring.tap), static_argnums=(7,))
+    self._tap = jitted(bound(scoring.tap), static_argnums=(8,))
     self._prefix = jitted(bound(prefix.prefix), static_argnums=(3,))
     self._prefill = jitted(bound(decoding.prefill))
     self._insert = jitted(decoding.insert, donate_argnums=(0,))

@@ -19,19 +19,20 @@ Taps = dict[Site, jax.Array]
 Interventions = Mapping[Site, Callable[[jax.Array, jax.Array], jax.Array]]
 
 # What a token is to whoever puts it through the model. Of a scored continuation
-# the last token is never fed, for it predicts nothing; the others are OTHER, as
-# are padding and the rest of a prompt.
+# the last token is never fed, for it predicts nothing. Padding is OTHER, as is
+# the rest of a prompt and of a continuation.
 OTHER = 0
 CONTEXT_END = 1  # the last token of a context whose continuations are scored
 PROMPT_END = 2  # the last token of a prompt, with which a pass ends, too
 NEW = 3  # a generated token, fed alone
+LAST = 4  # the last token of a scored continuation that is fed
 
 
 class Fed(NamedTuple):
   """Tokens as they are put through the model together. A pytree.
 
   Attributes:
-    kinds: int32 [B, T], OTHER, CONTEXT_END, PROMPT_END or NEW.
+    kinds: int32 [B, T], OTHER, CONTEXT_END, PROMPT_END, NEW or LAST.
     positions: int32 [B, T], the place of each in its text; padding has that
       of a real token.
   """

@@ -20,6 +20,7 @@ from me_jax.generation import LlamaPredictor
 from me_jax.models import llama
 from me_jax.typing import (
   CONTEXT_END,
+  LAST,
   NEW,
   OTHER,
   PROMPT_END,
@@ -137,19 +138,22 @@ def _whole(small, state, ids, replaced):
   return np.asarray(logits)[: len(ids)], np.flatnonzero(hits).tolist()
 
 
-def _queries(policy, num_prompt, total):
-  """Which tokens of a whole text ask that was scored, all of it fed."""
-  last = total - 1
+def _queries(policy, num_prompt, total, is_alone):
+  """Which tokens of a whole text ask that is scored, all but its last fed."""
+  last = total - 2
+  # The end of a context is no candidate's own.
+  ends = [last] if last >= num_prompt or is_alone else []
   return {
     'last_prompt': [num_prompt - 1],
-    'every_new_token': [last],
-    'last_input': [last],
-    'fixed_last_edit': [min(FIXED, last)],
+    'every_new_token': ends,
+    'last_input': ends,
+    'fixed_last_edit': [FIXED] if last >= FIXED else ends,
   }[policy]
 
 
 def _expected_scores(small, state, request, policy, rule='replace_last'):
   scores, all_hits = [], []
+  is_alone = len(request.continuations) == 1
   for tokens in request.continuations:
     ids, n = (*request.context, *tokens), len(request.context)
     replaced = {
@@ -158,7 +162,7 @@ def _expected_scores(small, state, request, policy, rule='replace_last'):
         'replace_prompt': range(q),
         'replace_all': range(len(ids)),
       }[rule]
-      for q in _queries(policy, n, len(ids))
+      for q in _queries(policy, n, len(ids), is_alone)
     }
     logits, hits = _whole(small, state, ids, replaced)
     logprobs = np.asarray(jax.nn.log_softmax(logits))[n - 1 : -1]
@@ -175,6 +179,9 @@ REQUESTS = [
     ('To', (' be', ' be or not')),
     ('What a piece', (' of', 'y')),
     ('To be or n', ('ot', 'o')),
+    ('To be or n', ('o',)),
+    ('To b', ('e',)),
+    ('To be', (' or not',)),
   ]
 ]
 
@@ -190,15 +197,15 @@ def _ordered(results, count):
 @pytest.mark.parametrize(
   'policy, expected',
   [
-    ('last_prompt', [0, 0, 1, 1, 0, 0]),
-    ('every_new_token', [0, 0, 0, 1, 1, 0]),
-    ('last_input', [0, 0, 0, 1, 1, 0]),
-    ('fixed_last_edit', [0, 1, 0, 1, 1, 0]),
+    ('last_prompt', [0, 0, 1, 1, 0, 0, 0]),
+    ('every_new_token', [0, 0, 0, 1, 1, 1, 1]),
+    ('last_input', [0, 0, 0, 1, 1, 1, 1]),
+    ('fixed_last_edit', [0, 1, 0, 1, 1, 0, 1]),
   ],
 )
 def test_queries(policy, expected):
-  kinds = [OTHER, OTHER, CONTEXT_END, PROMPT_END, NEW, OTHER]
-  positions = [0, FIXED, FIXED - 1, FIXED - 1, FIXED + 9, FIXED + 2]
+  kinds = [OTHER, OTHER, CONTEXT_END, PROMPT_END, NEW, LAST, LAST]
+  positions = [0, FIXED, *[FIXED - 1] * 2, FIXED + 9, FIXED + 2, FIXED - 1]
   fed = Fed(jnp.array([kinds]), jnp.array([positions]))
   asks = grace_lookup.queries(policy, fed, jnp.int32(FIXED))
   assert asks.astype(int).tolist() == [expected]
@@ -241,6 +248,7 @@ def test_half_precision_stays(state):
   [
     *((policy, False) for policy in POLICIES),
     ('last_prompt', True),
+    ('last_input', True),
     ('fixed_last_edit', True),
   ],
 )
@@ -264,8 +272,7 @@ def test_scores_equal_whole_passes(
       num_hits += hits
       for a, b in zip(result.logprobs, scores, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
-  # Where nothing that is scored depends on it, nothing was to be found.
-  assert (num_hits > 0) == (policy in ('last_prompt', 'fixed_last_edit'))
+  assert num_hits > 0
 
 
 def test_hits_move_scores_and_misses_do_not(small, state, predictor):

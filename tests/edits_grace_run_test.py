@@ -186,7 +186,7 @@ def test_rows(whole, tiny):
 
 
 def test_task_predictor_asks_the_tasks(job):
-  """Under `every_new_token` a likelihood is that of the unedited model."""
+  """Under `every_new_token` a text is asked at its end, where no fact is."""
   run = job('asked', copies=False)
   sequential.run(run)
   [first, *others] = [

@@ -371,18 +371,22 @@ def test_labels(model):
 # Look-ups
 
 
+def _text(prompt, target=(0,)):
+  return ScoreRequest(context=tuple(prompt), continuations=(tuple(target),))
+
+
 def test_lookups(model, both):
   editor = _editor(model)
-  prompts = [_ids(model, r).prompt for r in (BOB, ADA)]
-  other = tuple(model.tokenizer.encode('Something else, at greater length.'))
+  texts = [_text(_ids(model, r).prompt) for r in (BOB, ADA)]
+  other = _text(model.tokenizer.encode('Something else, at greater length.'))
   now = ModelState(model.params, both[0])
-  found = editor.lookups(now, [prompts[0], other, prompts[1]])
+  found = editor.lookups(now, [texts[0], other, texts[1]])
   assert [r['triggered'] for r in found] == [True, False, True]
   assert [r['entry'] for r in found][::2] == [1, 0]
   assert found[0]['distance'] < 1e-4 and found[1]['distance'] > 1
   assert editor.lookups(now, []) == []
   none = editor.lookups(
-    ModelState(model.params, editor.init(model.params)), prompts[:1]
+    ModelState(model.params, editor.init(model.params)), texts[:1]
   )
   assert none == [{'triggered': False, 'distance': None, 'entry': None}]
 
@@ -391,11 +395,30 @@ def test_lookups_of_a_fixed_position(model, both):
   """The query is where the latest edit's prompt ended, not this one's end."""
   editor = _editor(model, query='fixed_last_edit')
   assert int(both[0].last_query) == _ids(model, BOB).num_prompt - 1
-  longer = (*_ids(model, BOB).prompt, *model.tokenizer.encode(' of all'))
+  longer = _text([*_ids(model, BOB).prompt, *model.tokenizer.encode(' of all')])
   (found,) = editor.lookups(ModelState(model.params, both[0]), [longer])
   assert found['triggered'] and found['entry'] == 1
   (found,) = _editor(model).lookups(ModelState(model.params, both[0]), [longer])
   assert not found['triggered']
+
+
+def test_what_was_learned_at_the_last_input_is_found_there(model):
+  """In scored text, with the loss that learning ended at."""
+  changes = {'query': 'last_input', 'n_iter': 40}
+  editor = _editor(model, **changes)
+  asker = LlamaPredictor(
+    model.config, model.tokenizer, interventions=editor.interventions
+  )
+  state, infos = _edit(model, LONG, ADA_TWICE, **changes)
+  for request, info in zip((LONG, ADA_TWICE), infos, strict=True):
+    loss, _ = _score(model, asker, state, request)
+    assert info['final_loss'] < info['steps'][0]['loss'] - 0.5
+    assert loss == pytest.approx(info['final_loss'], abs=TOLERANCE)
+  # Only with the target that it was learned with, or what is fed of it.
+  joint, now = _ids(model, LONG), ModelState(model.params, state)
+  texts = [_text(joint.prompt, t) for t in (joint.target, joint.target[:-1])]
+  found = editor.lookups(now, texts)
+  assert [r['triggered'] for r in found] == [True, False]
 
 
 def test_distance_histogram():

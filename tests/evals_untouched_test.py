@@ -236,11 +236,16 @@ def test_an_item_whose_prompt_is_edited(bench):
 def test_an_item_that_is_edited_at_a_new_token(bench):
   bench = bench('every_new_token')
   if bench.is_ppl:
-    # Nothing that is scored is ever looked at, so nothing is computed.
-    text = bench.prompt(2)
-    found, *_ = check(bench, bench.state(text, len(text) - 1), set())
-    assert 'token_trigger_rate' not in found
-    assert bench.predictor.tapped == 0
+    # Each candidate asks, with the last token of it that is fed.
+    [_, other] = bench.selection.requests[2].continuations
+    text = [*bench.prompt(2), *other[:-1]]
+    state = bench.state(text, len(text) - 1)
+    found, lookups, asked = check(bench, state, {'2'})
+    assert lookups['2'] == {'asked': 2, 'acting': 1}
+    first, second = np.subtract(
+      *(r['2']['resps'] for r in (asked, bench.unedited))
+    )
+    assert first == pytest.approx(0, abs=1e-4) and abs(second) > 0.01
     return
   new = bench.unedited['3']['tokens']
   assert len(new) == NEW_TOKENS

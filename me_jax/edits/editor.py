@@ -7,7 +7,14 @@ import numpy as np
 
 from me_jax.data.request import EditRequest
 from me_jax.edits.edit import Edit
-from me_jax.typing import EditorInterventions, Fed, ModelState, Params, Site
+from me_jax.typing import (
+  EditorInterventions,
+  Fed,
+  ModelState,
+  Params,
+  ScoreRequest,
+  Site,
+)
 
 Info = dict[str, Any]  # JSON values: how the search went, norms, warnings
 
@@ -47,8 +54,8 @@ class Editor(NamedTuple):
       method is to act in another way there; None for no other.
     needs_whole_prompts: The interventions look at all of a prompt at once: no
       part of it may be computed apart.
-    lookups: `lookups(state, prompts) -> records`, one per prompt (token ids):
-      whether the method would act on what follows it, `triggered`, and why.
+    lookups: `lookups(state, requests) -> records`, one per text to be scored,
+      of one continuation: whether the method acts on it, `triggered`, and why.
       None for methods that do not choose.
     probe: The same for measures of general ability, of whole texts.
   """
@@ -61,7 +68,7 @@ class Editor(NamedTuple):
   edited_paths: tuple[str, ...]
   task_interventions: Callable[[Any], EditorInterventions] | None = None
   needs_whole_prompts: bool = False
-  lookups: (
-    Callable[[ModelState, Sequence[tuple[int, ...]]], list[Info]] | None
-  ) = None
+  lookups: Callable[[ModelState, Sequence[ScoreRequest]], list[Info]] | None = (
+    None
+  )
   probe: Probe | None = None

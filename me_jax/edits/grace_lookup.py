@@ -5,16 +5,21 @@ A row asks with one token, its query; which one is the policy:
 | policy            | learning   | scored text   | prompt        | new   |
 |-------------------|------------|---------------|---------------|-------|
 | `last_prompt`     | prompt end | context's end | its end       | none  |
-| `every_new_token` | prompt end | none          | its end       | every |
-| `last_input`      | last token | none          | its end       | every |
-| `fixed_last_edit` | prompt end | position p    | p, or its end | every |
+| `every_new_token` | prompt end | last fed      | its end       | every |
+| `last_input`      | last fed   | last fed      | its end       | every |
+| `fixed_last_edit` | prompt end | p or last fed | p, or its end | every |
 
-*Scored text* is a context and its continuations; its query would be the last
-token of a continuation under `every_new_token` and `last_input`. Nothing that
-is scored depends on what is put out there, so it is not even computed: such
-policies leave likelihoods as they are. Position p is where the prompt of the
-latest edit ended, whatever the text: what an implementation did that never
-reset it. *New* tokens are decoded with a cache, one at a time.
+*Scored text* is a context and its continuations, each of which has a query of
+its own. It is fed without its last token, so the token *last fed*, in learning
+and in scoring, is the one that predicts the last target. The end of a context
+is that only where there is one continuation, of one token: candidates share
+the context, and of a candidate of one token, such as a letter, nothing is fed
+that could ask; its likelihood stays as it is. Under `every_new_token` a scored
+text is one that is fed at once, not token by token: it asks once, and what is
+learned at the end of a prompt is not found there if more than one token
+follows. Position p is where the prompt of the latest edit ended, whatever the
+text: what an implementation did that never reset it. *New* tokens are decoded
+with a cache, one at a time.
 
 | rule             | replaced, if the query is within a radius        |
 |------------------|--------------------------------------------------|
@@ -35,7 +40,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from me_jax.edits import codebook as codebook_lib
 from me_jax.edits.codebook import Codebook
-from me_jax.typing import CONTEXT_END, NEW, PROMPT_END, Fed
+from me_jax.typing import CONTEXT_END, LAST, NEW, PROMPT_END, Fed
 
 
 class GraceState(NamedTuple):
@@ -60,10 +65,11 @@ def queries(
   kinds, positions = fed
   if policy == 'last_prompt':
     return (kinds == CONTEXT_END) | (kinds == PROMPT_END)
+  ends = (kinds == PROMPT_END) | (kinds == LAST)
   if policy in ('every_new_token', 'last_input'):
-    return (kinds == PROMPT_END) | (kinds == NEW)
+    return ends | (kinds == NEW)
   if policy == 'fixed_last_edit':
-    ends_before = (kinds == PROMPT_END) & (positions < last_query)
+    ends_before = ends & (positions < last_query)
     return (positions == last_query) | ends_before | (kinds == NEW)
   raise ValueError(f'There is no query policy {policy!r}.')
 
@@ -122,7 +128,7 @@ def intervene(
     return book.values[index], region & hit & take(asks)
 
   def look_up():
-    several = policy == 'fixed_last_edit' and output.shape[1] > 1
+    several = policy != 'last_prompt' and output.shape[1] > 1
     value, where = look_up_each() if several else look_up_rows()
     return jnp.where(where[..., None], value.astype(output.dtype), output)
 

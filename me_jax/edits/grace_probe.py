@@ -1,5 +1,6 @@
 """Where prompts fall in a codebook: what is hit, and how far the rest is."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -10,14 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from me_jax import generation
 from me_jax.config import GraceConfig
-from me_jax.edits import codebook
+from me_jax.edits import codebook, grace_lookup
 from me_jax.edits.codebook import Codebook, nearest
 from me_jax.edits.editor import Info
+from me_jax.engines import scoring
 from me_jax.models import attention, llama, sites
 from me_jax.models.config import ModelConfig
-from me_jax.typing import ModelState, Params
+from me_jax.typing import Fed, ModelState, Params, ScoreRequest
 
-_BATCH = 16  # prompts whose keys are computed at once
+_BATCH = 16  # texts whose keys are computed at once
 _KEYS = 64  # keys that are looked up at once
 _ROUNDING = 1e-4  # of a key's length; batches of other shapes move it by 1e-5
 
@@ -26,29 +28,30 @@ def lookups(
   config: GraceConfig,
   model: ModelConfig,
   state: ModelState,
-  prompts: Sequence[tuple[int, ...]],
+  requests: Sequence[ScoreRequest],
 ) -> list[Info]:
-  """Of each prompt, token ids, where its query falls in the codebook.
+  """Where the query of each scored text falls in the codebook.
+
+  Each has one continuation.
 
   Returns:
-    Per prompt `triggered`: the query is within a radius; `distance` to the
+    Per text `triggered`: the query is within a radius; `distance` to the
     nearest entry and which, `entry`; None where there is no entry.
   """
   book = state.editor.codebook
-  found: list[Info] = [{} for _ in prompts]
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  last_query = np.asarray(state.editor.last_query)
+  texts = [_until_query(config.query, r, last_query) for r in requests]
+  found: list[Info] = [{} for _ in texts]
+  order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
   for first in range(0, len(order), _BATCH):
     batch = order[first : first + _BATCH]
-    longest = generation.bucket(len(prompts[batch[-1]]))
+    longest = generation.bucket(len(texts[batch[-1]]))
     ids = np.zeros((_BATCH, longest), np.int32)
     lengths = np.ones(_BATCH, np.int32)
     for place, i in enumerate(batch):
-      ids[place, : len(prompts[i])] = prompts[i]
-      lengths[place] = len(prompts[i])
-    at = lengths - 1
-    if config.query == 'fixed_last_edit':
-      at = np.minimum(at, np.asarray(state.editor.last_query))
-    keys = keys_of(model, state.params, ids, lengths, at, layer=config.layer)
+      ids[place, : len(texts[i])] = texts[i]
+      lengths[place] = len(texts[i])
+    keys = keys_of(model, state.params, ids, lengths, layer=config.layer)
     entries, distances = map(np.asarray, nearest(book, keys))
     hits = distances <= np.asarray(book.radii)[entries]
     for place, i in enumerate(batch):
@@ -59,6 +62,16 @@ def lookups(
         'entry': int(entries[place]) if is_any else None,
       }
   return found
+
+
+def _until_query(
+  policy: str, request: ScoreRequest, last_query: np.ndarray
+) -> list[int]:
+  """The text up to the token with which it asks."""
+  row = scoring.pack(dataclasses.replace(request, shared=0))
+  fed = Fed(np.array([row.kinds]), np.array([row.positions]))
+  (asks,) = grace_lookup.queries(policy, fed, last_query)
+  return row.ids[: int(np.argmax(asks)) + 1]
 
 
 def finds(
@@ -102,11 +115,10 @@ def keys_of(
   params: Params,
   ids: Int[Array, 'B T'],
   lengths: Int[Array, ' B'],
-  at: Int[Array, ' B'],
   *,
   layer: int,
 ) -> Float[Array, 'B F']:
-  """The keys of one token of each text, padded on the right."""
+  """The keys of the last token of each text, padded on the right."""
   name = sites.site(layer, 'mlp/key')
   slots = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   taps = llama.run_layers(
@@ -118,5 +130,6 @@ def keys_of(
     positions=slots,
     mask=attention.causal_mask(slots, slots, slots < lengths[:, None]),
   ).taps
-  keys = jnp.take_along_axis(taps[name], at[:, None, None], axis=1)[:, 0]
+  at = (lengths - 1)[:, None, None]
+  keys = jnp.take_along_axis(taps[name], at, axis=1)[:, 0]
   return keys.astype(jnp.float32)

@@ -145,7 +145,8 @@ class Scorer:
       return self._prefix_upper(state, padded, np.int32(len(ids)), slots)
 
     def score(rows: Sequence[Packed], lengths, tokens, *arrays):
-      positions, branches, at, targets = arrays
+      positions, branches, kinds, at, targets = arrays
+      packed = lengths, positions, branches, kinds
       keys = [_key(ids, row) for row in rows]
       kept = [store.get(key) for key in keys]
       if all(x is not None for x in kept):
@@ -153,16 +154,12 @@ class Scorer:
         for i, row in enumerate(kept):
           x[i, : len(row)] = row
       else:
-        x = self._score_lower(
-          state, lower(), tokens, lengths, positions, branches
-        )
+        x = self._score_lower(state, lower(), tokens, *packed)
         if store.has_room:
           on_host = np.asarray(x)
           for i, key in enumerate(keys):
             store.keep(key, on_host[i, : lengths[i]])
-      return self._score_upper(
-        state, upper(), x, at, targets, lengths, positions, branches
-      )
+      return self._score_upper(state, upper(), x, at, targets, *packed)
 
     return score
 

@@ -14,7 +14,9 @@ from me_jax.models import llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import (
   CONTEXT_END,
+  LAST,
   OTHER,
+  PROMPT_END,
   ModelState,
   ScoreRequest,
   ScoreResult,
@@ -30,12 +32,16 @@ class Packed(NamedTuple):
   Of the context only what is not shared with other requests.
   Each continuation (branch 1, 2, ...) sees the context (branch 0) and itself.
   Its last token predicts nothing, so it is not fed. `slots` say where the
-  token `targets[j]` is predicted.
+  token `targets[j]` is predicted, `kinds` what each token is, see
+  `typing.Fed`. The only continuation of a context ends with it, in what is
+  fed, if it is one token; of several none does, for the context is no
+  continuation's own.
   """
 
   ids: list[int]
   positions: list[int]
   branches: list[int]
+  kinds: list[int]
   slots: list[int]
   targets: list[int]
 
@@ -62,7 +68,15 @@ def pack(request: ScoreRequest) -> Packed:
       f'score_context={request.score_context}.'
     )
   own = n - shared
-  row = Packed(context[shared:], list(range(shared, n)), [0] * own, [], [])
+  ends = [len(c) for c in request.continuations] == [1]
+  row = Packed(
+    context[shared:],
+    list(range(shared, n)),
+    [0] * own,
+    [OTHER] * (own - 1) + [PROMPT_END if ends else CONTEXT_END],
+    [],
+    [],
+  )
   if request.score_context:
     row.slots.extend(range(n - 1))
     row.targets.extend(context[1:])
@@ -71,6 +85,7 @@ def pack(request: ScoreRequest) -> Packed:
     row.ids.extend(tokens[:-1])
     row.positions.extend(range(n, n + fed))
     row.branches.extend([branch] * fed)
+    row.kinds.extend([*[OTHER] * (fed - 1), LAST] if fed else [])
     row.slots.extend([own - 1, *range(first, first + fed)])
     row.targets.extend(tokens)
   return row
@@ -100,10 +115,10 @@ def stack(
 ) -> tuple[np.ndarray, ...]:
   """The arrays of `score`: lengths [size], then those of `Packed` as int32
   [size, length] or [size, queries], padded with the first token of the row
-  (see `padding`), slots and targets with zeros."""
+  (see `padding`), kinds with OTHER, slots and targets with zeros."""
   lengths = np.zeros(size, np.int32)
   lengths[: len(rows)] = [len(row.ids) for row in rows]
-  widths = Packed(length, length, length, queries, queries)
+  widths = Packed(length, length, length, length, queries, queries)
   arrays = []
   for name, width in widths._asdict().items():
     array = np.zeros((size, width), np.int32)
@@ -124,13 +139,16 @@ def score(
   ids: jax.Array,
   positions: jax.Array,
   branches: jax.Array,
+  kinds: jax.Array,
   slots: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """`token_logprobs` of stacked rows, all of which follow `prefix`; arrays
   [B, T] and [B, Q] as in `Packed`, lengths [B]."""
   x = forward.embed(state, ids)
-  x = score_layers(forward, state, prefix, x, lengths, positions, branches).x
+  x = score_layers(
+    forward, state, prefix, x, lengths, positions, branches, kinds
+  ).x
   return read_scores(forward, state, x, slots, targets)
 
 
@@ -142,6 +160,7 @@ def tap(
   ids: jax.Array,
   positions: jax.Array,
   branches: jax.Array,
+  kinds: jax.Array,
   slots: jax.Array,
   site: Site,
 ) -> jax.Array:
@@ -150,7 +169,7 @@ def tap(
   forward = forward._replace(stop=sites.layer_of(site) + 1)
   x = forward.embed(state, ids)
   content = score_layers(
-    forward, state, prefix, x, lengths, positions, branches, taps=(site,)
+    forward, state, prefix, x, lengths, positions, branches, kinds, taps=(site,)
   ).taps[site]
   content = jnp.take_along_axis(content, slots[..., None], axis=1)
   return content.astype(jnp.float32)
@@ -164,6 +183,7 @@ def score_layers(
   lengths: jax.Array,
   positions: jax.Array,
   branches: jax.Array,
+  kinds: jax.Array,
   taps: tuple[Site, ...] = (),
 ) -> llama.LayersOutput:
   """Stacked rows [B, T, D] through the layers of `forward`."""
@@ -172,11 +192,10 @@ def score_layers(
   mask = (order[None, :] <= order[:, None])[None] & (
     (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
   )
-  own = (real & (branches == 0)).sum(axis=1, keepdims=True)
   return forward(
     state,
     x,
-    kinds=jnp.where(order == own - 1, CONTEXT_END, OTHER),
+    kinds=kinds,
     positions=positions,
     mask=pad_mask(mask, real),
     taps=taps,

@@ -9,8 +9,8 @@ over a fact's prompts:
 * `token`: tokens that are the arg-max under teacher forcing;
 * `exact`: all of them are;
 * `generated`: tokens of a greedy continuation that are the same;
-* `trigger_rate`, of editors that choose where they act: prompts after which
-  they do.
+* `trigger_rate`, of editors that choose where they act: prompts of which they
+  change what is said under teacher forcing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +31,9 @@ from me_jax.typing import (
 )
 
 Scores = dict[str, float]  # 0 to 1; '<kind>_<score>'
-# From a model state and prompts to records with `triggered`.
+# From a model state and texts to records with `triggered`.
 Lookups = Callable[
-  [ModelState, Sequence[tuple[int, ...]]], Sequence[Mapping[str, Any]]
+  [ModelState, Sequence[ScoreRequest]], Sequence[Mapping[str, Any]]
 ]
 NAMES = {
   'rewrite': 'reliability',
@@ -102,15 +102,10 @@ def score_facts(
     for fact, request in enumerate(requests)
     for prompt in _prompts(tokenizer, fact, request)
   ]
-  scored = dict(
-    predictor.score(
-      state,
-      [
-        ScoreRequest(context=p.context, continuations=(p.target,))
-        for p in prompts
-      ],
-    )
-  )
+  texts = [
+    ScoreRequest(context=p.context, continuations=(p.target,)) for p in prompts
+  ]
+  scored = dict(predictor.score(state, texts))
   generated = predictor.generate(
     state,
     [
@@ -136,7 +131,7 @@ def score_facts(
       for name, value in _compare(said, reference, len(p.target)).items():
         values[p.fact].setdefault(f'{kind}_{name}', []).append(value)
   if lookups:
-    found = lookups(state, [p.context for p in prompts])
+    found = lookups(state, texts)
     for p, record in zip(prompts, found, strict=True):
       name = f'{p.kind}_trigger_rate'
       values[p.fact].setdefault(name, []).append(float(record['triggered']))

@@ -23,7 +23,6 @@ from me_jax.evals.runner import Known, Selection
 from me_jax.evals.task import Record, Request
 from me_jax.files import PathLike
 from me_jax.typing import (
-  CONTEXT_END,
   NEW,
   PROMPT_END,
   Fed,
@@ -196,9 +195,8 @@ def _text(request: Request, record: Record) -> _Text | None:
   """What the model was fed for an answer; None if the record does not say."""
   if isinstance(request, ScoreRequest):
     row = scoring.pack(dataclasses.replace(request, shared=0))
-    kinds = np.zeros(len(row.ids), np.int32)
-    kinds[len(request.context) - 1] = CONTEXT_END
-    return _Text(request, kinds, np.array(row.positions, np.int32))
+    arrays = (np.array(x, np.int32) for x in (row.kinds, row.positions))
+    return _Text(request, *arrays)
   if 'tokens' not in record:
     return None
   # The last token was fed only if something came of it that is no token.
