@@ -59,9 +59,9 @@ def _assert_equal(found, expected):
     (2.5, True, 'inserted', [1, 1]),
     (2.0, False, 'split', [1 - 1e-5, 1]),
     (1.6, False, 'split', [0.8 - 1e-5, 0.8]),
-    (1.6, True, 'expanded', [1.6]),
+    (1.6, True, 'expanded', [1.6 + 1.6e-5]),
     (0.4, True, 'trained', [1]),
-    (1.0, True, 'trained', [1]),
+    (1.0, True, 'expanded', [1 + 1e-5]),
     (0.4, False, 'split', [0.2 - 1e-5, 0.2]),
     (0.0, False, 'overwritten', [1]),
     (0.0, True, 'trained', [1]),
@@ -103,11 +103,21 @@ def test_a_key_of_another_batch_is_the_same_key():
   assert float(written.distance) > codebook_lib.SAME_KEY
 
 
+def test_an_expanded_entry_answers_in_other_batches():
+  """Also where the key was within reach, but on the edge."""
+  for distance in (1.6, 1.0):
+    book, kind, _ = _two(distance, True)
+    assert kind == 'expanded'
+    moved = _key(distance * (1 + 5e-6))
+    assert codebook_lib.look_up(book, moved)[1]
+    assert not codebook_lib.look_up(book, _key(distance * (1 + 2e-5)))[1]
+
+
 def test_moving_average_moves_the_key():
   book, kind, _ = _two(1.6, True, MOVING)
   assert kind == 'expanded'
   np.testing.assert_allclose(book.keys[0], _key(0.8))
-  np.testing.assert_allclose(_radii(book), [1.6])
+  np.testing.assert_allclose(_radii(book), [1.6 + 1.6e-5])
   book, kind, _ = _two(0.4, True, MOVING)
   assert kind == 'trained'
   np.testing.assert_array_equal(book.keys[0], _key(0.0))
@@ -231,7 +241,7 @@ def test_a_split_is_made_whole_again():
   assert _radii(again).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize('distance, radius', [(1.6, 1.6), (0.4, 1.0)])
+@pytest.mark.parametrize('distance, radius', [(1.6, 1.6 + 1.6e-5), (0.4, 1.0)])
 def test_an_entry_that_another_edit_uses_stays(distance, radius):
   book, _, _ = _two(distance, True)
   found = codebook_log.delete(book, 2, rules=RULES)

@@ -10,9 +10,13 @@ the key (Hartvigsen et al., *Aging with GRACE*, 2023, algorithm 1).
 |-------------------------------------|-----------|-------------------------|
 | d > eps + radius of i, or no entry  | any       | `inserted`, radius eps  |
 | d <= that                           | different | `split`: both about d/2 |
-| radius of i < d <= that             | same      | `expanded`: reaches d   |
+| radius of i < d <= that             | same      | `expanded`: reaches it  |
 | d <= radius of i                    | same      | `trained` further       |
 | the same key again                  | different | `overwritten`           |
+
+A radius that is to reach a key reaches a hundred-thousandth of the key's length
+beyond it, and counts as reaching it only then: batches of another shape compute
+the key anew, and would miss it on the very edge.
 
 Published implementations split in the last case, too, which leaves the old key
 in front of the new one: the new value is never found (`legacy_split`).
@@ -61,6 +65,7 @@ class Log(NamedTuple):
     kinds: Index into KINDS.
     entries: Which entry it made or used.
     distances: From its key to the nearest entry; infinite if there was none.
+      Of `expanded` and `trained` the radius that reaches the key.
     labels: Its label.
     count: Events so far.
   """
@@ -194,19 +199,22 @@ def write(
   book, key = codebook, key.astype(jnp.float32)
   i, d = nearest(book, key)
   same_label = (book.labels[i] == label).all()
-  same_key = d <= jnp.maximum(SAME_KEY, _SAME_KEY_RELATIVE * _norm(key))
+  slack = _SAME_KEY_RELATIVE * _norm(key)
+  reach = d + slack
+  same_key = d <= jnp.maximum(SAME_KEY, slack)
   overwrites = same_key & (rules.reedit == 'overwrite')
   kind = jnp.select(
     [
       d > rules.eps + book.radii[i],
       ~same_label & overwrites,
       ~same_label,
-      d > book.radii[i],
+      reach > book.radii[i],
     ],
     [INSERTED, OVERWRITTEN, SPLIT, EXPANDED],
     TRAINED,
   ).astype(jnp.int32)
   is_new = kind <= SPLIT
+  is_used = (kind == EXPANDED) | (kind == TRAINED)
   entry = jnp.where(is_new, book.count, i)
   put = lambda rows, row: rows.at[entry].set(row, mode='drop')
   # What `entry` has where it is not new.
@@ -218,7 +226,7 @@ def write(
   neighbour = jnp.where(kind == SPLIT, d / 2 - GAP, old_radius)
   radius = jnp.select(
     [kind == INSERTED, kind == SPLIT, kind == EXPANDED],
-    [rules.eps, d / 2, d],
+    [rules.eps, d / 2, reach],
     old_radius,
   )
   log, at = book.log, book.log.count
@@ -236,7 +244,7 @@ def write(
       edit_ids=append(log.edit_ids, edit_id),
       kinds=append(log.kinds, kind),
       entries=append(log.entries, entry),
-      distances=append(log.distances, d),
+      distances=append(log.distances, jnp.where(is_used, reach, d)),
       labels=append(log.labels, label),
       count=at + 1,
     ),
