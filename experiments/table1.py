@@ -17,6 +17,7 @@ import functools
 from me_jax import config
 
 _SMALL = {'smollm2_135m': 1536, 'tiny': 64}  # and the width of their keys
+_LLAMA2 = ('llama2_7b', 'llama2_7b_chat', 'llama2_13b', 'vicuna_7b_v15')
 _EIGHT = (
   'mmlu',
   'mbpp',
@@ -32,8 +33,11 @@ _FOR_SMALL = ('mmlu', 'commonsenseqa', 'commonsenseqa_cloze', 'wikitext_ppl')
 
 
 def get_config(arg: str | None = None) -> config.RunConfig:
-  """The run; `arg` is 'method=...,model=...' and, for MEMIT, 'preset=...'."""
-  chosen = config.parse_arg(arg, method='rome', model='llama2_7b', preset='')
+  """The run; `arg` is 'method=...,model=...' and, for MEMIT, 'preset=...' and
+  'mlp_dim=...', the width of the MLP of a model that has no name here."""
+  chosen = config.parse_arg(
+    arg, method='rome', model='llama2_7b', preset='', mlp_dim=''
+  )
   small = chosen['model'] in _SMALL
   methods = {
     'rome': lambda: config.RomeConfig(layer=5),
@@ -45,17 +49,20 @@ def get_config(arg: str | None = None) -> config.RunConfig:
     },
     # With the networks given as --config.method.network=FILE.
     'mend': lambda: config.mend_preset(chosen['model']),
-    'memit': lambda: _memit(chosen['model'], chosen['preset'] or 'easyedit'),
+    'memit': lambda: _memit(
+      chosen['model'], chosen['preset'] or 'easyedit', chosen['mlp_dim']
+    ),
   }
   if chosen['method'] not in methods:
     raise ValueError(
       f'method must be one of {", ".join(methods)}, got {chosen["method"]!r}.'
     )
-  if chosen['preset'] and chosen['method'] != 'memit':
-    raise ValueError(
-      f'preset is for memit only, got preset={chosen["preset"]} and '
-      f'method={chosen["method"]}.'
-    )
+  for name in ('preset', 'mlp_dim'):
+    if chosen[name] and chosen['method'] != 'memit':
+      raise ValueError(
+        f'{name} is for memit only, got {name}={chosen[name]} and '
+        f'method={chosen["method"]}.'
+      )
   return config.RunConfig(
     model=config.ModelSource(name=chosen['model']),
     method=methods[chosen['method']](),
@@ -69,7 +76,7 @@ def get_config(arg: str | None = None) -> config.RunConfig:
     if small
     else config.SecondMomentConfig(),
     num_edits=100,
-    eval_steps=(0, 1, 10, 20, 100),
+    eval_steps=(0, 1, 10, 20, 50, 100),
     tasks=_FOR_SMALL if small else _EIGHT,
     limit=50 if small else 0,
   )
@@ -86,10 +93,16 @@ def _grace(small: bool) -> config.GraceConfig:
   return config.GraceConfig(layer=30, task_query='every_new_token')
 
 
-def _memit(model: str, preset: str) -> config.MemitConfig:
-  """Layers 4-8; a small model with the λ that belongs to its width."""
-  if model not in _SMALL:
+def _memit(model: str, preset: str, mlp_dim: str) -> config.MemitConfig:
+  """Layers 4-8; λ as published for LLaMA-2, else by the model's width."""
+  if model in _LLAMA2:
     return config.memit_preset(preset)
+  width = int(mlp_dim or _SMALL.get(model, 0))
+  if not width:
+    raise ValueError(
+      f'The λ of MEMIT belongs to the width of the MLP, and that of {model} is '
+      'not known here: add mlp_dim=WIDTH.'
+    )
   return config.memit_preset(
-    preset, mom2_update_weight=config.memit_update_weight(_SMALL[model])
+    preset, mom2_update_weight=config.memit_update_weight(width)
   )

@@ -462,6 +462,15 @@ def test_experiment():
   ).method
   weight = config_lib.memit_update_weight(1536)
   assert small == config_lib.memit_preset('authors', mom2_update_weight=weight)
+  large = table1.get_config('method=memit,model=llama2_13b').method
+  assert large == paper  # published for it
+  other = table1.get_config('method=memit,model=./other,mlp_dim=14336').method
+  weight = config_lib.memit_update_weight(14_336)
+  assert other.mom2_update_weight == weight > 15_000
+  with pytest.raises(ValueError, match='that of ./other is not known here'):
+    table1.get_config('method=memit,model=./other')
+  with pytest.raises(ValueError, match='mlp_dim is for memit'):
+    table1.get_config('method=rome,mlp_dim=64')
   with pytest.raises(ValueError, match='preset is for memit'):
     table1.get_config('method=rome,preset=authors')
 
