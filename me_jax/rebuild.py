@@ -80,25 +80,21 @@ def edited_state(
 ) -> EditedState:
   """`edited_model`, and what was done to it.
 
-  A method that acts in the forward pass comes along, with its state.
+  A method that acts in the forward pass comes along, with its state, which it
+  takes the steps out of that are left out.
 
   Raises:
-    ValueError: Also where steps of such a method are to be left out.
+    KeyError: A later step has overwritten what one of those wrote.
   """
   workdir = _open(run)
   config = workdir.identity()['config']
-  if without and registry.acts_in_forward(config['method']):
-    raise ValueError(
-      f'Steps of {config["method"]["name"]} cannot be left out by applying the '
-      'others again: its edits are in a state of its own. me_jax.edits.grace'
-      '.delete takes edits out of that.'
-    )
   model, num_facts = _rebuild(workdir, until, without, weights)
   edit_step = max(num_facts, default=0)
   editor = registry.acting_editor(config['method'], model)
   state, fingerprint = None, model.fingerprint
   if editor is not None:
-    state = _editor_state(workdir, edit_step, editor.init(model.params))
+    first = editor.init(model.params)
+    state = _editor_state(workdir, editor, first, edit_step, without)
     parts = [
       fingerprint,
       config['method'],
@@ -118,14 +114,26 @@ def edited_state(
   )
 
 
-def _editor_state(workdir: Workdir, step: int, first: Any) -> Any:
-  """The editor's state after a step; `first` before all."""
-  if not step:
+def _editor_state(
+  workdir: Workdir,
+  editor: Editor,
+  first: Any,
+  last: int,
+  without: Collection[int],
+) -> Any:
+  """The editor's state after step `last`; `first` before all."""
+  if not last:
     return first
   checkpoints = Checkpoints(workdir.checkpoints, workdir.identity()['weights'])
-  state = checkpoints.load(step).editor_state(first)
+  state = checkpoints.load(last).editor_state(first)
+  infos = [
+    info
+    for step in sorted(without)
+    if step < last
+    for info in checkpoints.load(step).record['info']
+  ]
   checkpoints.close()
-  return state
+  return editor.without(state, infos) if infos else state
 
 
 def _require_weights(workdir: Workdir) -> None:

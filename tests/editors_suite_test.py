@@ -24,7 +24,6 @@ from me_jax.config import (
 from me_jax.data import token_ids
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
-from me_jax.edits import grace as grace_lib
 from me_jax.edits import (
   mend_factors,
   mend_file,
@@ -293,10 +292,10 @@ def test_one_step_is_left_out(made, saved):
   assert _bytes(found) == _bytes(expected)
   if made.editor.edited_paths:
     assert _bytes(found) != _bytes(made.states[3].params)
-  else:  # Its edits are in a state of its own, where each has a number.
-    config, state = METHODS[made.name], made.states[3].editor
-    for info in made.infos[1]:
-      state = grace_lib.delete(config, state, info['edit_id'])
+    assert made.editor.without is None
+  else:  # Its edits are in a state of its own.
+    infos = saved.load(2).record['info']
+    state = made.editor.without(made.states[3].editor, infos)
     left = state.codebook.edit_ids[: int(state.codebook.count)].tolist()
     assert sorted(left) == [1, 2, 5, 6]
 

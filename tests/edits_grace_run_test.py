@@ -287,8 +287,23 @@ def test_there_are_no_edited_weights(whole):
     rebuild.edited_model(run)
   with pytest.raises(ValueError, match=message):
     rebuild.composed_edit(run)
-  with pytest.raises(ValueError, match='Steps of grace cannot be left out'):
-    rebuild.edited_state(run, without=[2])
+
+
+def test_a_step_is_left_out(whole):
+  run, state, _ = whole
+  found = rebuild.edited_state(run.workdir.path, without=[2])
+  assert (found.edit_step, found.num_edits) == (FACTS, FACTS - 1)
+  assert found.fingerprint != rebuild.edited_state(run.workdir.path).fingerprint
+  book = found.editor_state.codebook
+  assert book.edit_ids[: int(book.count)].tolist() == [1, 3]
+  for i, entry in enumerate((0, 2)):
+    np.testing.assert_array_equal(
+      book.values[i], state.editor.codebook.values[entry]
+    )
+  # Without the last step it is the state before it.
+  last = rebuild.edited_state(run.workdir.path, without=[FACTS])
+  before = rebuild.edited_state(run.workdir.path, until=FACTS - 1)
+  assert last.fingerprint == before.fingerprint
 
 
 # Checkpoints

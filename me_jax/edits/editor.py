@@ -58,6 +58,9 @@ class Editor(NamedTuple):
       of one continuation: whether the method acts on it, `triggered`, and why.
       None for methods that do not choose.
     probe: The same for measures of general ability, of whole texts.
+    without: `without(state, infos) -> state`: the state as if the edits of
+      these records of `edit` had never been, as far as it still can be told;
+      None for methods whose edits are all in the weights.
   """
 
   init: Callable[[Params], Any]
@@ -72,3 +75,4 @@ class Editor(NamedTuple):
     None
   )
   probe: Probe | None = None
+  without: Callable[[Any, Sequence[Info]], Any] | None = None

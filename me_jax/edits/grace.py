@@ -104,6 +104,7 @@ def grace(
       ),
       finds=lambda state, keys: grace_probe.finds(state.codebook, keys),
     ),
+    without=functools.partial(_without, config),
   )
 
 
@@ -186,6 +187,15 @@ def delete(config: GraceConfig, state: GraceState, edit_id: int) -> GraceState:
   """
   book = codebook_log.delete(state.codebook, edit_id, rules=rules(config))
   return state._replace(codebook=book)
+
+
+def _without(
+  config: GraceConfig, state: GraceState, infos: Sequence[Info]
+) -> GraceState:
+  for info in infos:
+    if info['edit_id'] is not None:
+      state = delete(config, state, info['edit_id'])
+  return state
 
 
 def rules(config: GraceConfig) -> Rules:
