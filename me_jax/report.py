@@ -21,6 +21,24 @@ _SECTIONS = {
     ('locality_specificity', 'specificity'),
   ),
 }
+_ON_FACTS = tuple(
+  (head, f'sequential_{name}_trigger_rate')
+  for head, name in (
+    ('own prompt', 'reliability'),
+    ('other words', 'generalization'),
+    ('unrelated', 'locality'),
+  )
+)
+_KEPT = (
+  ('keys', 'num_keys'),
+  ('least radius', 'radius_min'),
+  ('median radius', 'radius_median'),
+  *(
+    (f'{head}, {q} %', f'nearest_distance_{kind}_q{q}')
+    for head, kind in (('other words', 'rephrase'), ('unrelated', 'locality'))
+    for q in (10, 50, 90)
+  ),
+)
 _SCORES = {
   'token accuracy, teacher forcing': '',
   'all tokens right': '_exact',
@@ -66,7 +84,7 @@ def report(
       _with_averages(table, averages) if averages else table,
       *_notes(found),
     ]
-  if acting := _acting(rows):
+  if acting := _acting(rows, edit_task):
     parts += ['## Where the method acts\n', acting]
   if against := comparison.against_unedited(scores):
     parts += ['## Change against the unedited model, same items\n', against]
@@ -87,20 +105,41 @@ def report(
   return '\n'.join(parts)
 
 
-def _acting(rows: Sequence[results.Row]) -> str:
-  """Of a method that acts in the forward pass, in how many items it does."""
+def _acting(rows: Sequence[results.Row], edit_task: str) -> str:
+  """Of a method that acts in the forward pass, where it does."""
   tasks = dict.fromkeys(r.task for r in rows if r.metric == 'trigger_rate')
-  if not tasks:
-    return ''
-  columns = [
+  on_tasks = [
     (f'{task}, {head}', task, metric)
     for task in tasks
     for head, metric in (('items', 'trigger_rate'), ('copied', 'copied'))
   ]
-  return (
-    'Items in which it acts on the prompt or on what the unedited model went '
-    "on with, and items that got the unedited model's answer, in per cent.\n\n"
-    f'{results.table(rows, columns)}'
+  there = {row.metric for row in rows if row.task == edit_task}
+  of_facts = lambda columns: [
+    (head, edit_task, metric) for head, metric in columns if metric in there
+  ]
+  tables = (
+    (
+      'Items in which it acts on the prompt or on what the unedited model went '
+      "on with, and items that got the unedited model's answer, in per cent.",
+      on_tasks,
+      1,
+    ),
+    (
+      'Prompts of the facts so far on which it acts, in per cent.',
+      of_facts(_ON_FACTS),
+      1,
+    ),
+    (
+      'What it keeps, and how far from there the prompts of the facts so far '
+      'are, the nearest 10, 50 and 90 % of them.',
+      of_facts(_KEPT),
+      2,
+    ),
+  )
+  return '\n'.join(
+    f'{caption}\n\n{results.table(rows, columns, digits)}'
+    for caption, columns, digits in tables
+    if columns
   )
 
 

@@ -288,8 +288,22 @@ class _Measurements:
       self._triangle |= {(step, r['fact']): r for r in records}
     if everything:
       cells = {key: r['scores'] for key, r in self._triangle.items()}
-      metrics = edit_scores.metrics(step, facts, cells, self._step_of_fact)
+      lookups = [
+        self._triangle[step, fact].get('lookups', {}) for fact in facts
+      ]
+      metrics = [
+        *edit_scores.metrics(step, facts, cells, self._step_of_fact),
+        *edit_scores.distances(lookups),
+        *self._summary(step, state),
+      ]
       self._write(step, fingerprint, EDIT_TASK, metrics)
+
+  def _summary(self, step: int, state: ModelState) -> list[Metric]:
+    """What the editor says of its state."""
+    summary = self._job.editor.summary
+    found = summary(state.editor) if summary else {}
+    n = self._facts_after[step]
+    return [Metric(name=k, value=v, n=n) for k, v in found.items()]
 
   def _of_state(self, step: int, fingerprint: str) -> None:
     self._states.setdefault(step, set()).add(fingerprint)

@@ -1,6 +1,7 @@
 """Whole runs with GRACE: what is stored of them, and what comes back."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from me_jax.workdir import Workdir, samples_path
 
 METHOD = config_lib.GraceConfig(layer=2, n_iter=6, task_query='every_new_token')
 FACTS = 3
+_MEDIAN = 'nearest_distance_rephrase_q50'
 
 
 def _requests():
@@ -179,6 +181,17 @@ def test_rows(whole, tiny):
     assert values[step, 'sequential_locality_trigger_rate'] == 0
     # What is not hit is what it was.
     assert values[step, 'sequential_locality_agreement'] == 100
+    assert values[step, 'num_keys'] == step
+    assert values[step, 'radius_min'] == values[step, 'radius_median'] == 1
+    assert values[step, 'nearest_distance_rewrite_q90'] < 1e-3
+    assert values[step, 'nearest_distance_locality_q10'] > 1
+  assert values[0, 'num_keys'] == 0
+  assert not any((0, name) in values for name in ('radius_min', _MEDIAN))
+  cells = map(json.loads, content['triangle'].splitlines())
+  last = [c['lookups'] for c in cells if c['edit_step'] == 3]
+  distances = [c['rephrase'][0]['distance'] for c in last]
+  assert len(distances) == 3
+  assert values[3, _MEDIAN] == pytest.approx(np.median(distances))
   assert (3, 'sequential_generalization_trigger_rate') in values
   infos = [record['info'][0] for record in content['records']]
   assert [i['num_keys'] for i in infos] == [1, 2, 3]

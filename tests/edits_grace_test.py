@@ -13,7 +13,7 @@ from me_jax.config import GraceConfig
 from me_jax.data import token_ids
 from me_jax.data.request import EditRequest
 from me_jax.edits import grace as grace_lib
-from me_jax.edits import grace_learning, grace_probe, registry
+from me_jax.edits import grace_learning, registry
 from me_jax.edits.grace import grace
 from me_jax.generation import LlamaPredictor
 from me_jax.models import llama, load
@@ -421,10 +421,14 @@ def test_what_was_learned_at_the_last_input_is_found_there(model):
   assert [r['triggered'] for r in found] == [True, False]
 
 
-def test_distance_histogram():
-  records = [{'distance': d} for d in (0.0, 0.5, 1.0, 1.5, 7.0, None)]
-  edges = [0.0, 1.0, 2.0]
-  assert grace_probe.distance_histogram(records, edges) == [2, 2, 2]
+def test_the_summary(model, both):
+  editor = _editor(model)
+  assert editor.summary(editor.init(model.params)) == {'num_keys': 0}
+  assert editor.summary(both[0]) == {
+    'num_keys': 2,
+    'radius_min': 1,
+    'radius_median': 1,
+  }
 
 
 # Refusals

@@ -260,3 +260,43 @@ def test_a_missing_cell_is_an_error():
 )
 def test_metric_name(key, name):
   assert edit_scores.metric_name(key) == name
+
+
+def test_distances():
+  """Over all prompts of a kind; some have nothing near or far."""
+  at = lambda *values: [{'triggered': False, 'distance': d} for d in values]
+  facts = [
+    {'rewrite': at(0.0), 'rephrase': at(1.0, 2.0), 'locality': at(None)},
+    {'rewrite': at(None), 'rephrase': at(3.0), 'locality': at(None)},
+    {},
+  ]
+  found = {m.name: m for m in edit_scores.distances(facts)}
+  assert {name.rpartition('_')[0] for name in found} == {
+    'nearest_distance_rewrite',
+    'nearest_distance_rephrase',
+  }
+  quantiles = [found[f'nearest_distance_rephrase_q{q}'] for q in (10, 50, 90)]
+  assert [m.value for m in quantiles] == pytest.approx([1.2, 2.0, 2.8])
+  assert [m.n for m in quantiles] == [3] * 3
+  assert edit_scores.distances([{}, {}]) == []
+
+
+def test_what_the_editor_says_is_kept():
+  asked = []
+
+  def lookups(state, texts):
+    asked.extend(''.join(map(chr, t.context)) for t in texts)
+    return [{'triggered': i < 2, 'distance': float(i)} for i in range(5)]
+
+  [found] = edit_scores.score_facts(
+    Characters(), Answers(FORCED, FREE), STATE, [PLAIN], None, lookups
+  )
+  assert asked == list(FORCED)[:5]
+  assert {
+    kind: [r['distance'] for r in records]
+    for kind, records in found.lookups.items()
+  } == {'rewrite': [0], 'rephrase': [1, 2], 'locality': [3, 4]}
+  assert found.scores['rewrite_trigger_rate'] == 1
+  assert found.scores['rephrase_trigger_rate'] == 0.5
+  [found], _ = _score([PLAIN])
+  assert found.lookups == {}

@@ -226,3 +226,27 @@ def test_without_a_benchmark_there_is_no_average():
   rows = [_row(0, 'wikitext_ppl', 'ppl', 9.0)]
   for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
     assert 'Avg.' not in text and 'official' not in text
+
+
+def test_where_a_method_acts():
+  acting = [
+    _row(5, 'mmlu', 'trigger_rate', 40.0),
+    _row(5, 'mmlu', 'copied', 60.0),
+    _row(0, 'edit', 'num_keys', 0.0),
+    _row(5, 'edit', 'num_keys', 5.0),
+    _row(5, 'edit', 'radius_median', 0.75),
+    _row(5, 'edit', 'nearest_distance_locality_q10', 12.5),
+    _row(5, 'edit', 'sequential_reliability_trigger_rate', 100.0),
+    _row(5, 'edit', 'sequential_locality_trigger_rate', 20.0),
+  ]
+  table = _sections(report.report([*ROWS, *acting], 'edit', {}))
+  assert [row for row in table['Where the method acts'] if row[0] != '--:'] == [
+    ['edits', 'mmlu, items', 'mmlu, copied'],
+    ['5', '40.0', '60.0'],
+    ['edits', 'own prompt', 'unrelated'],
+    ['5', '100.0', '20.0'],
+    ['edits', 'keys', 'median radius', 'unrelated, 10 %'],
+    ['0', '0.00', '', ''],
+    ['5', '5.00', '0.75', '12.50'],
+  ]
+  assert 'Where the method acts' not in report.report(ROWS, 'edit', {})

@@ -58,6 +58,8 @@ class Editor(NamedTuple):
       of one continuation: whether the method acts on it, `triggered`, and why.
       None for methods that do not choose.
     probe: The same for measures of general ability, of whole texts.
+    summary: `summary(state) -> {name: number}`: what the state has come to, for
+      the results; None for methods with nothing to say of it.
     without: `without(state, infos) -> state`: the state as if the edits of
       these records of `edit` had never been, as far as it still can be told;
       None for methods whose edits are all in the weights.
@@ -75,4 +77,5 @@ class Editor(NamedTuple):
     None
   )
   probe: Probe | None = None
+  summary: Callable[[Any], dict[str, float]] | None = None
   without: Callable[[Any, Sequence[Info]], Any] | None = None

@@ -104,6 +104,7 @@ def grace(
       ),
       finds=lambda state, keys: grace_probe.finds(state.codebook, keys),
     ),
+    summary=summary,
     without=functools.partial(_without, config),
   )
 
@@ -196,6 +197,12 @@ def _without(
     if info['edit_id'] is not None:
       state = delete(config, state, info['edit_id'])
   return state
+
+
+def summary(state: GraceState) -> dict[str, float]:
+  """Entries of the codebook, `num_keys`, and the least and middle radius."""
+  found = _radii(state.codebook)
+  return {name: float(x) for name, x in found.items() if x is not None}
 
 
 def rules(config: GraceConfig) -> Rules:

@@ -97,18 +97,6 @@ def _finds(book: Codebook, keys: Float[Array, 'N F']):
   return hits, (codebook.distances(book, keys) <= reach).any(axis=1)
 
 
-def distance_histogram(
-  records: Sequence[Info], edges: Sequence[float]
-) -> list[int]:
-  """How many records of `lookups` have their nearest entry in [edges[i],
-  edges[i + 1]); the last number counts what is farther, or has none."""
-  distances = [
-    np.inf if r['distance'] is None else r['distance'] for r in records
-  ]
-  bins = np.searchsorted(edges, distances, side='right') - 1
-  return [int((bins == i).sum()) for i in range(len(edges))]
-
-
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def keys_of(
   config: ModelConfig,

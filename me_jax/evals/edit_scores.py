@@ -11,6 +11,10 @@ over a fact's prompts:
 * `generated`: tokens of a greedy continuation that are the same;
 * `trigger_rate`, of editors that choose where they act: prompts of which they
   change what is said under teacher forcing.
+
+Of such editors there are also `nearest_distance_<kind>_q10`, `_q50` and `_q90`,
+over all prompts of a kind: how far the nearest is that the editor knows, in
+units of what it compares.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +25,7 @@ import numpy as np
 from me_jax.data.request import EditRequest
 from me_jax.data.token_ids import joint_ids
 from me_jax.evals import statistics
-from me_jax.evals.task import Metric
+from me_jax.evals.task import Metric, Record
 from me_jax.typing import (
   GenerateRequest,
   ModelState,
@@ -31,10 +35,11 @@ from me_jax.typing import (
 )
 
 Scores = dict[str, float]  # 0 to 1; '<kind>_<score>'
-# From a model state and texts to records with `triggered`.
+# From a model state and texts to records with `triggered`, maybe `distance`.
 Lookups = Callable[
   [ModelState, Sequence[ScoreRequest]], Sequence[Mapping[str, Any]]
 ]
+_QUANTILES = (10, 50, 90)
 NAMES = {
   'rewrite': 'reliability',
   'rephrase': 'generalization',
@@ -63,11 +68,14 @@ class FactScores(NamedTuple):
     locality: What was said to each locality prompt; what the unedited model
       said defines agreement.
     nonfinite: Target tokens whose log-probability is NaN or infinite.
+    lookups: By kind of prompt, what the editor says of each; empty for editors
+      that do not choose where they act.
   """
 
   scores: Scores
   locality: list[Said]
   nonfinite: int
+  lookups: dict[str, list[Record]]
 
 
 class _Prompt(NamedTuple):
@@ -130,16 +138,19 @@ def score_facts(
     for kind, reference in expected.items():
       for name, value in _compare(said, reference, len(p.target)).items():
         values[p.fact].setdefault(f'{kind}_{name}', []).append(value)
+  looked: list[dict[str, list[Record]]] = [{} for _ in requests]
   if lookups:
     found = lookups(state, texts)
     for p, record in zip(prompts, found, strict=True):
       name = f'{p.kind}_trigger_rate'
       values[p.fact].setdefault(name, []).append(float(record['triggered']))
+      looked[p.fact].setdefault(p.kind, []).append(record)
   return [
     FactScores(
       {name: float(np.mean(v)) for name, v in values[fact].items()},
       locality[fact],
       nonfinite[fact],
+      looked[fact],
     )
     for fact in range(len(requests))
   ]
@@ -197,6 +208,21 @@ def metrics(
           ci_high=high,
         )
       )
+  return found
+
+
+def distances(
+  lookups: Sequence[Mapping[str, Sequence[Record]]],
+) -> list[Metric]:
+  """Quantiles of the distances in `FactScores.lookups`; none of prompts for
+  which there is nothing near or far."""
+  found = []
+  for kind in dict.fromkeys(kind for fact in lookups for kind in fact):
+    records = [record for fact in lookups for record in fact.get(kind, ())]
+    values = [r['distance'] for r in records if r.get('distance') is not None]
+    for q in _QUANTILES if values else ():
+      name, value = f'nearest_distance_{kind}_q{q}', np.percentile(values, q)
+      found.append(Metric(name=name, value=float(value), n=len(values)))
   return found
 
 
