@@ -74,5 +74,6 @@ def acting(editor: Editor | None) -> dict[str, Any]:
     return {}
   return {
     'interventions': editor.task_interventions or editor.interventions,
+    'shown': editor.shown,
     'whole_prompts': editor.needs_whole_prompts,
   }

@@ -189,6 +189,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     generation.LlamaPredictor,
     model.config,
     model.tokenizer,
+    shown=editor.shown,
     whole_prompts=editor.needs_whole_prompts,
     refill=config.evals.refill,
     activations=activations,

@@ -77,6 +77,7 @@ class LlamaPredictor:
     refill: bool = True,
     activations: Activations | None = None,
     interventions: Callable[[Any], EditorInterventions] | None = None,
+    shown: Callable[[Any], Any] | None = None,
     whole_prompts: bool = False,
     on_trace: Callable[[str], None] = lambda name: None,
   ):
@@ -95,6 +96,8 @@ class LlamaPredictor:
         texts that are scored again; None computes it each time.
       interventions: From the editor's state to functions at sites; see
         `Editor`.
+      shown: From the editor's state to what the functions read of it; None
+        for all. See `Editor`.
       whole_prompts: The functions need all of a prompt at once: what requests
         share is computed for each.
       on_trace: Called with 'score', 'tap', 'prefix', 'prefill', 'insert',
@@ -108,6 +111,7 @@ class LlamaPredictor:
     self._max_batch = max_batch
     self._refill = refill
     self._whole_prompts = whole_prompts
+    self._shown = shown
     forward = Forward(config, interventions)
 
     def jitted(fn, **kwargs):
@@ -132,6 +136,7 @@ class LlamaPredictor:
     self, state: ModelState, requests: Sequence[ScoreRequest]
   ) -> Iterator[tuple[int, ScoreResult]]:
     """Log-probabilities of every request's continuations."""
+    state = self._read(state)
     requests = self._unshared(requests)
     rows = [scoring.pack(r) for r in requests]
     for ids, batches in self._stacked(requests, rows):
@@ -158,6 +163,7 @@ class LlamaPredictor:
       slots: Of each, the tokens that are looked at: places in the whole row,
         the `scoring.Packed` of a request that shares nothing; at least one.
     """
+    state = self._read(state)
     requests = [
       # A token that is shared is in no row.
       dataclasses.replace(r, shared=0) if min(at) < r.shared else r
@@ -197,6 +203,7 @@ class LlamaPredictor:
     Raises:
       ValueError: A request has no prompt token of its own, or is too long.
     """
+    state = self._read(state)
     requests = self._unshared(requests)
     for r in requests:
       if len(r.prompt) <= r.shared:
@@ -244,6 +251,12 @@ class LlamaPredictor:
   def eos_id(self) -> int:
     """The token that ends a generation."""
     return self._tokenizer.eos_id
+
+  def _read(self, state: ModelState) -> ModelState:
+    """The state, with as much of the editor's as its functions read."""
+    if self._shown is None:
+      return state
+    return state._replace(editor=self._shown(state.editor))
 
   def _unshared(self, requests: Sequence[Any]) -> Sequence[Any]:
     """The requests, sharing nothing if the editor needs whole prompts."""

@@ -463,6 +463,7 @@ def test_entries_do_not_trace_again(small, state):
     small.config,
     small.tokenizer,
     interventions=editor.interventions,
+    shown=editor.shown,
     on_trace=lambda name: names.update([name]),
   )
   ask = GenerateRequest(prompt=_ids('To be'), max_new_tokens=3)
@@ -475,9 +476,17 @@ def test_entries_do_not_trace_again(small, state):
     seen.append(dict(names))
   assert seen[0]['score'] == seen[0]['decode'] == 1
   assert seen[0] == seen[1] == seen[2]
-  grown = jax.tree.map(
+  grow = lambda tree: jax.tree.map(
     lambda x: jnp.pad(x, ((0, 16), *((0, 0),) * (x.ndim - 1))) if x.ndim else x,
-    state.editor,
+    tree,
   )
+  # The log of many edits of one prompt is nothing to a look-up.
+  book = state.editor.codebook
+  book = book._replace(log=grow(book.log))
+  longer = ModelState(state.params, state.editor._replace(codebook=book))
+  list(asker.score(longer, REQUESTS[:1]))
+  list(asker.generate(longer, [ask]))
+  assert dict(names) == seen[0]
+  grown = grow(state.editor)
   list(asker.score(ModelState(state.params, grown), REQUESTS[:1]))
   assert names['score'] == 2

@@ -88,7 +88,7 @@ class Codebook(NamedTuple):
     labels: 64 bits that stand for the target.
     edit_ids: The edit that made or last overwrote it.
     count: Entries so far.
-    log: How they came about.
+    log: How they came about; None where only look-ups are made.
   """
 
   keys: Float[Array, 'M F']
@@ -97,7 +97,7 @@ class Codebook(NamedTuple):
   labels: Int[Array, 'M 2']
   edit_ids: Int[Array, ' M']
   count: Int[Array, '']
-  log: Log
+  log: Log | None
 
 
 class Written(NamedTuple):

@@ -52,6 +52,9 @@ class Editor(NamedTuple):
     edited_paths: Parameters that an edit may change.
     task_interventions: The same for measures of general ability, where the
       method is to act in another way there; None for no other.
+    shown: `shown(state) -> state`: the state without what no intervention reads
+      and may change its shape, which would compile predictors again; None for
+      all of it.
     needs_whole_prompts: The interventions look at all of a prompt at once: no
       part of it may be computed apart.
     lookups: `lookups(state, requests) -> records`, one per text to be scored,
@@ -72,6 +75,7 @@ class Editor(NamedTuple):
   interventions: Callable[[Any], EditorInterventions]
   edited_paths: tuple[str, ...]
   task_interventions: Callable[[Any], EditorInterventions] | None = None
+  shown: Callable[[Any], Any] | None = None
   needs_whole_prompts: bool = False
   lookups: Callable[[ModelState, Sequence[ScoreRequest]], list[Info]] | None = (
     None

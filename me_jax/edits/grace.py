@@ -95,6 +95,9 @@ def grace(
     task_interventions=functools.partial(acts, task_query)
     if task_query != config.query
     else None,
+    shown=lambda state: state._replace(
+      codebook=state.codebook._replace(log=None)
+    ),
     needs_whole_prompts=config.replacement != 'replace_last',
     lookups=functools.partial(grace_probe.lookups, config, model),
     probe=Probe(

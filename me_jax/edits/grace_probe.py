@@ -38,7 +38,7 @@ def lookups(
     Per text `triggered`: the query is within a radius; `distance` to the
     nearest entry and which, `entry`; None where there is no entry.
   """
-  book = state.editor.codebook
+  book = state.editor.codebook._replace(log=None)
   last_query = np.asarray(state.editor.last_query)
   texts = [_until_query(config.query, r, last_query) for r in requests]
   found: list[Info] = [{} for _ in texts]
@@ -80,6 +80,7 @@ def finds(
   """Of each key whether the nearest entry answers for it, and whether any
   entry would with `_ROUNDING` of the key's length more."""
   hits, may_hit = np.zeros((2, len(keys)), bool)
+  book = book._replace(log=None)
   for first in range(0, len(keys), _KEYS):
     piece = keys[first : first + _KEYS]
     padded = np.zeros((_KEYS, keys.shape[1]), np.float32)
