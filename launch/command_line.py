@@ -21,9 +21,7 @@ def parse(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     config = flags.FLAGS.config
-    # A tuple of texts takes a comma for part of a text.
-    names = [name for entry in config.tasks for name in entry.split(',')]
-    config.tasks = tuple(filter(None, names))
+    _split_names(config)
     checked(config)
     return rest
   except KeyError:
@@ -33,11 +31,21 @@ def parse(argv: Sequence[str]) -> list[str]:
   except (AttributeError, SyntaxError, ImportError) as e:
     sys.exit(
       f'Error: --config: {type(e).__name__}: {e}. Expected a Python file whose '
-      'get_config(arg) returns a me_jax.config.RunConfig.'
+      'get_config(arg) returns a config of me_jax.config.'
     )
   except OSError:
     path = _config_argument(argv).partition(':')[0]
     sys.exit(f'Error: --config: cannot read {path!r}, is it a file?')
+
+
+def _split_names(config: Any) -> None:
+  """Makes several names of one: a tuple of texts takes a comma for part of a
+  text."""
+  for field in dataclasses.fields(config):
+    if field.type == tuple[str, ...]:
+      entries = getattr(config, field.name)
+      names = [name for entry in entries for name in entry.split(',')]
+      setattr(config, field.name, tuple(filter(None, names)))
 
 
 def _cause(error: Exception) -> str:

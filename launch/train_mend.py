@@ -23,8 +23,8 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import cache, evaluation, log
-from me_jax.config import MendTrainingConfig, checked
+from launch import cache, command_line, evaluation, log
+from me_jax.config import MendTrainingConfig
 from me_jax.data import facts, training_facts
 from me_jax.edits import mend_examples, mend_loop
 from me_jax.models import load
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
   cache.open_cache(_CACHE_DIR.value)
   log.show_warnings()
   try:
-    train(checked(_CONFIG.value))
+    train(_CONFIG.value)
   except jax.errors.JaxRuntimeError as e:
     sys.exit(
       f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
@@ -90,6 +90,11 @@ def train(config: MendTrainingConfig) -> None:
     facts_per_pool=config.facts_per_pool,
     val_facts=config.val_facts,
     seed=config.method.seed,
+    evaluation=[
+      fact
+      for name in config.evaluation
+      for fact in facts.load_facts(name, sources)
+    ],
   )
   counts = ', '.join(f'{name} {n}' for name, n in split.counts.items() if n)
   print(f'Facts: {" and ".join(config.facts)} ({counts})', flush=True)
@@ -155,4 +160,4 @@ def _report(iteration: int, scores: dict[str, float]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

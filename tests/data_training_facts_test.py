@@ -4,6 +4,10 @@ from me_jax.data import facts, sources, training_facts
 from me_jax.data.request import EditRequest, LocalityPrompt
 
 
+def _unrelated(prompt):
+  return LocalityPrompt(prompt=prompt, answer='b')
+
+
 def _fact(pool, i, subject=None, **changes):
   subject = subject or f'{pool}{i}'
   fields = {
@@ -11,8 +15,8 @@ def _fact(pool, i, subject=None, **changes):
     'subject': subject,
     'prompt': 'Who is {}?',
     'target_new': 'x',
-    'rephrase_prompts': ('Who?',),
-    'locality_prompts': (LocalityPrompt(prompt='a', answer='b'),),
+    'rephrase_prompts': (f'Who, {pool}{i}?',),
+    'locality_prompts': (_unrelated(f'And {pool}{i}?'),),
   }
   return EditRequest(**{**fields, **changes})
 
@@ -33,6 +37,9 @@ def test_all_facts_are_in_one_part():
   )
   assert split.counts == {
     'dropped_incomplete': 0,
+    'dropped_prompt_in_evaluation': 0,
+    'dropped_subject_in_evaluation': 0,
+    'dropped_prompt_in_validation': 0,
     'dropped_subject_in_validation': 0,
     'training': 12,
     'validation': 4,
@@ -47,12 +54,44 @@ def test_validation_has_as_many_of_each_pool(val_facts, of_a):
 
 
 def test_no_subject_is_in_both_parts():
-  pool = [_fact('a', i, subject=f's{i % 4}') for i in range(20)]
+  pool = [
+    _fact('a', i, subject=f's{i % 4}', prompt=f'{i}: {{}}?') for i in range(20)
+  ]
   split = _split([pool], val_facts=2)
   judged = {f.subject for f in split.validation}
   assert judged.isdisjoint(f.subject for f in split.training)
   assert split.counts['dropped_subject_in_validation'] > 0
   assert split.counts['training'] == len(split.training) < 18
+
+
+@pytest.mark.parametrize(
+  'changes, why',
+  [
+    ({'subject': 'a3', 'prompt': 'What of {}?'}, 'subject'),
+    ({'subject': 'a3'}, 'prompt'),
+    ({'rephrase_prompts': ('Well?', 'Who is a3?')}, 'prompt'),
+    ({'rephrase_prompts': ('Who, a3?',)}, 'prompt'),
+    ({'locality_prompts': (_unrelated('1'), _unrelated('And a3?'))}, 'prompt'),
+  ],
+)
+def test_what_the_editor_is_judged_by_is_in_no_part(changes, why):
+  judged = [_fact('e', 0), _fact('e', 1, **changes)]
+  split = _split([A, B], evaluation=judged)
+  assert split.counts[f'dropped_{why}_in_evaluation'] == 1
+  parts = {f.case_id for f in (*split.training, *split.validation)}
+  assert parts == {f.case_id for f in (*A, *B)} - {'a-3'}
+
+
+def test_no_prompt_is_in_both_parts():
+  pool = [
+    _fact('a', i, locality_prompts=(_unrelated(f'And {i % 4}?'),))
+    for i in range(20)
+  ]
+  split = _split([pool], val_facts=2)
+  asked = {f.locality_prompts for f in split.validation}
+  assert asked.isdisjoint(f.locality_prompts for f in split.training)
+  dropped = split.counts['dropped_prompt_in_validation']
+  assert dropped == 18 - len(split.training) > 0
 
 
 def test_facts_that_cannot_be_learned_from_are_dropped():
@@ -89,10 +128,14 @@ def test_of_the_real_files(data_root):
   data = sources.DataSources(data_root=data_root, allow_hub=False)
   names = ('zsre_train', 'counterfact_train')
   pools = [facts.load_facts(name, data) for name in names]
-  split = _split(pools, val_facts=200)
-  assert split.counts['dropped_incomplete'] == 0
-  assert len(split.training) > 11_000
   evaluation = facts.load_facts('zsre', data)
-  assert {f.subject for f in evaluation}.isdisjoint(
-    f.subject for f in split.training if f.case_id.startswith('zsre')
-  )
+  split = _split(pools, val_facts=200, evaluation=evaluation)
+  assert split.counts['dropped_incomplete'] == 0
+  # Of their unrelated questions 161 are in zsre_train.
+  assert split.counts['dropped_prompt_in_evaluation'] == 171
+  assert split.counts['dropped_subject_in_evaluation'] == 2
+  assert len(split.training) > 11_000
+  kept = (*split.training, *split.validation)
+  assert {f.subject for f in evaluation}.isdisjoint(f.subject for f in kept)
+  asked = {p.prompt for f in evaluation for p in f.locality_prompts}
+  assert asked.isdisjoint(p.prompt for f in kept for p in f.locality_prompts)

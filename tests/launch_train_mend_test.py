@@ -43,7 +43,11 @@ _ZSRE = [
     'loc': f'Who was Ann {i}?',
     'loc_ans': 'A poet',
   }
-  for i in range(4)
+  for i in range(5)
+]
+# Asks what the last of the others asks, too.
+_JUDGED = [
+  {**_ZSRE[4], 'src': 'Who owns Site 9?', 'subject': 'Site 9', 'alt': 'Ann'}
 ]
 _COUNTERFACT = [
   {
@@ -67,9 +71,10 @@ def start(tmp_path_factory):
   (root / 'config.py').write_text(_CONFIG)
   for name, records in (
     ('zsre/zsre_train.json', _ZSRE),
+    ('zsre/zsre_mend_eval_portability_gpt4.json', _JUDGED),
     ('counterfact/counterfact-train.json', _COUNTERFACT),
   ):
-    (root / name).parent.mkdir()
+    (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_text(json.dumps(records))
   unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
   env = {k: v for k, v in os.environ.items() if k not in unset}
@@ -113,7 +118,8 @@ def whole(start, tmp_path_factory):
 def test_what_it_says_and_leaves(whole):
   workdir, code, out, err = whole
   assert code == 0, err
-  assert 'Facts: zsre_train and counterfact_train (training 6' in out
+  counts = '(dropped_prompt_in_evaluation 1, training 6, validation 2)'
+  assert f'Facts: zsre_train and counterfact_train {counts}' in out
   assert 'at most 40 tokens: 6 to learn from, 2 for validation' in out
   assert f'Networks: {workdir / mend_loop.NETWORK}' in out
   assert 'After 4 examples: ' in err and 'reliability' in err
@@ -152,6 +158,8 @@ def test_a_killed_training_ends_with_the_same_networks(start, whole, tmp_path):
   'argument, message',
   [
     ('--config.method.lr=0.5', 'config.method.lr: 0.001 there, 0.5 now'),
+    ('--config.method.rnk=4', "no setting 'method.rnk'. Nearest: method.rank"),
+    ('--config.facts=zsre,x', "Unknown facts 'x'; expected one"),
     ('--config.method.step_sign=up', 'step_sign must be one of minus, plus'),
   ],
 )

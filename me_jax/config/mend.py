@@ -34,7 +34,8 @@ class MendConfig:
     clip: Largest norm of a gradient.
     max_iters: Examples at most,
     val_interval: from one validation to the next,
-    patience: and without a better one, after which training ends.
+    patience: and without a better one, after which training ends; at the next
+      validation, so at least `val_interval`.
     seed: Of the networks and the order of examples.
   """
 
@@ -72,6 +73,12 @@ class MendConfig:
           f'method.{name} must be a multiple of method.accumulate = '
           f'{self.accumulate}, got {getattr(self, name)}.'
         )
+    if self.patience < self.val_interval:
+      raise ValueError(
+        f'method.patience = {self.patience} examples end before the first '
+        f'validation, after method.val_interval = {self.val_interval}. Raise '
+        'the one or lower the other.'
+      )
 
 
 def mend_preset(model: str, **changes: Any) -> MendConfig:
@@ -102,14 +109,17 @@ class MendTrainingConfig:
     model: Whose edits the networks are to make.
     method: Hyper-parameters.
     facts: Pools to learn from, by name, as in `FactsConfig`.
+    evaluation: Pools that the networks will be judged by: what shares a subject
+      or any prompt with these is neither learned from nor validated with.
     facts_per_pool: Facts drawn from each; 0 for all.
-    val_facts: Facts of these set aside for validation; no subject of theirs is
-      learned from.
+    val_facts: Facts of these set aside for validation; no subject or prompt of
+      theirs is learned from.
   """
 
   model: ModelSource
   method: MendConfig
   facts: tuple[str, ...] = ('zsre_train', 'counterfact_train')
+  evaluation: tuple[str, ...] = ('zsre',)
   facts_per_pool: int = 0
   val_facts: int = 200
 
