@@ -19,9 +19,11 @@ _POLYNOMIAL = 0x82F63B78
 def write(
   path: files.PathLike, points: Iterable[tuple[int, Mapping[str, float]]]
 ) -> None:
-  """Replaces `path`, whose name must hold 'tfevents', by scalar curves.
+  """Makes `path`, whose name must hold 'tfevents', hold scalar curves.
 
-  The same points give the same bytes: the wall time is the step.
+  The same points give the same bytes: the wall time is the step. A file that
+  holds the first of them is appended to, so that whoever has it open sees the
+  others come.
 
   Args:
     path: The file.
@@ -32,7 +34,7 @@ def write(
   """
   records = [_record(_double(1, 0.0) + _bytes(3, _VERSION))]
   records += [_record(_event(step, values)) for step, values in points]
-  files.write_atomic(path, b''.join(records))
+  files.extend(path, b''.join(records))
 
 
 def _event(step: int, values: Mapping[str, float]) -> bytes:

@@ -2,7 +2,8 @@
 
 Whole files are replaced atomically. Logs (`.jsonl`) are only ever appended to;
 the torn last line that a killed process may leave is dropped on the next read
-and cut off before the next append.
+and cut off before the next append. What others watch while it grows is
+extended.
 """
 
 import errno
@@ -51,6 +52,28 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
     os.replace(partial, path)
   except OSError as e:
     partial.unlink(missing_ok=True)
+    raise explained(e, path) from e
+
+
+def extend(path: PathLike, content: bytes) -> None:
+  """Appends to the file `path` what it lacks of `content`.
+
+  A file that does not begin like `content` is replaced; see `write_atomic`.
+
+  Raises:
+    OSError: The disk is full or not writable; the message says what to do.
+  """
+  path = pathlib.Path(path)
+  stored = path.read_bytes() if path.is_file() else b''
+  if not stored or not content.startswith(stored):
+    write_atomic(path, content)
+    return
+  try:
+    with open(path, 'ab') as f:
+      f.write(content[len(stored) :])
+      f.flush()
+      os.fsync(f.fileno())
+  except OSError as e:
     raise explained(e, path) from e
 
 

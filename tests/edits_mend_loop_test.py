@@ -158,7 +158,8 @@ def test_the_best_networks_are_kept(job, tmp_path, monkeypatch, tiny):
   assert rows == int(trained.statistics['32x64'].count) > 0
 
 
-def test_patience(job, tmp_path, monkeypatch):
+@pytest.mark.parametrize('patience', [6, 8])
+def test_patience(job, tmp_path, monkeypatch, patience):
   """Ends where there was nothing better for so many examples."""
   losses = iter([3.0, 1.0, 2.0, 2.0, 0.0])
   real = mend_training.validate_all
@@ -167,11 +168,26 @@ def test_patience(job, tmp_path, monkeypatch):
     'validate_all',
     lambda *args: {**real(*args), 'loss': next(losses)},
   )
-  config = dataclasses.replace(CONFIG, max_iters=40, patience=8)
+  config = dataclasses.replace(CONFIG, max_iters=40, patience=patience)
   best = mend_loop.train(job(tmp_path, config=config))
   assert best['iteration'] == 8
   curve = files.read_jsonl(tmp_path / mend_loop.CURVE)
   assert curve[-1]['iteration'] == 16
+  assert mend_loop.train(job(tmp_path, config=config)) == best
+
+
+@pytest.mark.parametrize('patience', [-8, 0, 2])
+def test_patience_that_ends_before_a_validation(patience):
+  with pytest.raises(ValueError, match='before the first validation, after'):
+    dataclasses.replace(CONFIG, patience=patience)
+
+
+def test_networks_that_are_gone(job, undisturbed):
+  best, directory = undisturbed
+  (directory / mend_loop.NETWORK).unlink()
+  message = f'the best networks, those after {best["iteration"]} examples'
+  with pytest.raises(FileNotFoundError, match=message):
+    mend_loop.train(job(directory))
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(

@@ -70,6 +70,29 @@ def test_curves_are_read_back(tmp_path):
   assert found == points
 
 
+@pytest.mark.parametrize('torn', [0, 5])
+def test_a_curve_that_goes_on_is_appended(tmp_path, torn):
+  """To the open file, also where a killed process left half a record."""
+  points = [(step, {'loss': 1 / (1 + step)}) for step in range(4)]
+  path, whole = (tmp_path / f'{name}.tfevents' for name in 'ab')
+  event_log.write(whole, points)
+  event_log.write(path, points[:2])
+  inode = path.stat().st_ino
+  path.write_bytes(path.read_bytes()[: -torn or None])
+  event_log.write(path, points)
+  assert path.read_bytes() == whole.read_bytes()
+  assert path.stat().st_ino == inode
+
+
+def test_another_curve_replaces_the_file(tmp_path):
+  path, whole = (tmp_path / f'{name}.tfevents' for name in 'ab')
+  event_log.write(path, [(0, {'loss': 1.0}), (1, {'loss': 2.0})])
+  for points in ([(0, {'loss': 1.0})], [(0, {'loss': 3.0}), (1, {'a': 2.0})]):
+    event_log.write(whole, points)
+    event_log.write(path, points)
+    assert path.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize('value', [0, 1, 127, 128, 300, 1 << 40])
 def test_varint(value):
   encoded = event_log._varint(value)

@@ -73,6 +73,8 @@ def train(job: Training) -> dict[str, Any]:
   Raises:
     FloatingPointError: The loss is not finite.
     ValueError: What is in the directory is damaged or of another shape.
+    FileNotFoundError: The best networks of a training that goes on, or that
+      is over, are not there.
     OSError: The disk is full.
   """
   config, model = job.config, job.model
@@ -83,6 +85,7 @@ def train(job: Training) -> dict[str, Any]:
     if found := checkpoints.restore(state):
       iteration, state, record = found
       best = _Best(**record['best'])
+      _check_there(job.directory / NETWORK, best)
     curve = _Curve(job.directory, iteration)
     return _Loop(job, checkpoints, curve, best).run(iteration, state)
   finally:
@@ -128,7 +131,10 @@ class _Loop:
     return self._curve.validation(self._best.iteration)
 
   def _is_out(self, iteration: int) -> bool:
-    return iteration - self._best.iteration >= self._job.config.patience
+    # Ends at validations only: what came after one would not be stored.
+    config = self._job.config
+    validated = iteration - iteration % config.val_interval
+    return validated - self._best.iteration >= config.patience
 
   def _step(self, state, iteration):
     job, config = self._job, self._job.config
@@ -169,6 +175,16 @@ class _Loop:
       )
     self._checkpoints.save(
       iteration, state, {'best': dataclasses.asdict(self._best)}
+    )
+
+
+def _check_there(network: pathlib.Path, best: _Best) -> None:
+  # Checkpoints hold the newest networks only.
+  if best.iteration and not network.is_file():
+    raise FileNotFoundError(
+      f'{network} is missing. It held the best networks, those after '
+      f'{best.iteration} examples, which nothing else keeps. Put it back, or '
+      'train again in an empty directory.'
     )
 
 
