@@ -347,3 +347,29 @@ def test_foreign_file(tmp_path, tensors, metadata):
   safetensors.numpy.save_file(tensors, path, metadata=metadata)
   with pytest.raises(ValueError, match='is not an edit.*me_jax.edit.v1'):
     edit_lib.load_edit(path)
+
+
+@pytest.mark.parametrize('rank, kind', [(2, LowRank), (3, Dense)])
+def test_the_smallest_form(rank, kind):
+  """Of [6, 4]: two factors have 20 numbers for a rank of 2, 30 of 3."""
+  rng = np.random.default_rng(rank)
+  factors = LowRank(
+    *(
+      jnp.asarray(rng.standard_normal(shape), jnp.float32)
+      for shape in ((6, rank), (rank, 4))
+    )
+  )
+  found = edit_lib.smallest(factors)
+  assert type(found) is kind
+  kernel = {'a': jnp.ones((6, 4), jnp.float32)}
+  np.testing.assert_allclose(
+    edit_lib.apply_edit(kernel, {'a': found})['a'],
+    edit_lib.apply_edit(kernel, {'a': factors})['a'],
+    rtol=1e-6,
+    atol=1e-6,
+  )
+  halves = [
+    LowRank(factors.left[:, p], factors.right[p])
+    for p in np.eye(rank, dtype=bool)[:2]
+  ]
+  assert edit_lib.compose({'a': halves[0]}, {'a': halves[1]})['a'].rank == 2

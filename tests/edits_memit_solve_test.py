@@ -22,6 +22,9 @@ STORED = 2e-7  # factors of an edit are float32
 
 
 def _solve(keys=KEYS, weight=3.0, previous=None):
+  if previous is not None:
+    solved = FACTOR.solve(previous)
+    previous = memit_solve.Solved(solved, previous.T @ solved)
   return memit_solve.solve(keys, FACTOR, weight, previous)
 
 
@@ -83,6 +86,13 @@ def test_previous_keys_are_kept():
   _close(strict.left.T @ KEYS, np.eye(6), 1e-6)
   assert np.abs(strict.left.T @ PREVIOUS).max() < 1e-6
   assert np.abs(_solve(weight=1e-9).left.T @ PREVIOUS).max() > 0.01
+
+
+def test_what_the_next_batch_needs():
+  found = _solve(previous=PREVIOUS)
+  joined = np.concatenate([PREVIOUS, KEYS], axis=1)
+  _close(found.keys, np.linalg.solve(C, KEYS))
+  _close(found.gram, joined.T @ np.linalg.solve(C, joined))
 
 
 def test_no_previous_keys_yet():
@@ -168,7 +178,7 @@ def test_each_layer_gives_its_share_and_the_last_leaves_none(layers):
     np.testing.assert_allclose(share.residual_norms, left, rtol=1e-5)
     norms = np.linalg.norm(share.change.right, axis=1)
     np.testing.assert_allclose(norms, whole / count, rtol=1e-5)
-    np.testing.assert_allclose(share.delivered, 1, rtol=1e-6)
+    np.testing.assert_allclose(share.solution.delivered, 1, rtol=1e-6)
   assert (after < 1e-5 * whole).all()
 
 

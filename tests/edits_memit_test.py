@@ -21,7 +21,7 @@ from me_jax.edits import (
   values,
 )
 from me_jax.edits import memit as memit_lib
-from me_jax.edits.edit import LowRank, apply_edit, digest
+from me_jax.edits.edit import Dense, LowRank, apply_edit, digest
 from me_jax.edits.rows import build_rows
 from me_jax.edits.second_moment_factor import Factor
 
@@ -259,6 +259,42 @@ def test_log_of_an_edit(model, made):
     assert 0 < layer['delivered'] < 1
 
 
+@pytest.mark.parametrize('largest, layers', [(np.inf, 0), (0.0, 2)])
+def test_a_change_out_of_proportion_is_warned_of(
+  model, monkeypatch, caplog, largest, layers
+):
+  """Once a layer, whatever the size of the batch."""
+  monkeypatch.setattr(memit_lib, 'LARGEST_RELATIVE_NORM', largest)
+  _, _, infos = _edit(model, REQUESTS, v_num_grad_steps=2)
+  assert len(caplog.records) == layers
+  for info in infos:
+    assert info['warnings'] == infos[0]['warnings']
+    for warning, layer in zip(info['warnings'], LAYERS, strict=layers > 0):
+      assert f'of layer {layer} is above 0.0' in warning
+
+
+def test_a_large_batch_is_stored_as_a_matrix(model):
+  """Two factors of 22 are larger than one matrix of 64 x 32."""
+  batch = [dataclasses.replace(ADA, case_id=str(i)) for i in range(22)]
+  rows = [build_rows(model.tokenizer, r, TEMPLATES)[0] for r in batch]
+  z = np.random.default_rng(0).standard_normal((22, D))
+  shares = [
+    memit_lib.write_targets(
+      CONFIG,
+      model.config,
+      model.params,
+      rows[:n],
+      z[:n],
+      lambda layer, keys: memit_solve.solve(keys, FACTORS[layer], WEIGHT),
+      layers=LAYERS[:1],
+      case_ids=[r.case_id for r in batch[:n]],
+    )[0]
+    for n in (21, 22)
+  ]
+  assert [type(s.change) for s in shares] == [LowRank, Dense]
+  assert shares[1].change.delta.shape == (F, D)
+
+
 # Keys of earlier batches
 
 
@@ -282,9 +318,12 @@ def test_previous_keys_are_kept_in_place(model):
   }
   assert int(state.count) == 2
   for layer in LAYERS:
-    stored = np.asarray(state.keys[str(layer)])
-    np.testing.assert_allclose(stored[:, :2], keys[layer], rtol=0, atol=1e-5)
+    stored, gram = (np.asarray(x[str(layer)]) for x in state[:2])
+    solved = FACTORS[layer].solve(keys[layer])
+    np.testing.assert_allclose(stored[:, :2], solved, rtol=0, atol=1e-4)
     assert not stored[:, 2:].any()
+    np.testing.assert_allclose(gram[:2, :2], keys[layer].T @ solved, rtol=1e-4)
+    assert not gram[2:].any() and not gram[:, 2:].any()
 
   second, state, _ = editor.edit(params, state, [EVE])
   assert int(state.count) == 3
@@ -310,8 +349,10 @@ def test_the_state_is_a_pytree_that_doubles(model):
     assert jax.tree.structure(state) == structure
   assert sizes == [{16}, {32}, {32}, {64}]
   assert int(state.count) == 36
-  stored = np.asarray(state.keys['1'])
+  stored, gram = np.asarray(state.keys['1']), np.asarray(state.grams['1'])
   assert stored[:, :36].any(axis=0).all() and not stored[:, 36:].any()
+  c = FACTORS[1].chol @ FACTORS[1].chol.T
+  np.testing.assert_allclose(gram, stored.T @ c @ stored, rtol=0, atol=1e-3)
   # Edits without a search are edits by nothing.
   kept = jax.tree.unflatten(structure, jax.tree.leaves(state))
   for a, b in zip(kept.keys.values(), state.keys.values(), strict=True):

@@ -65,8 +65,21 @@ def apply_edit(params: Params, edit: Edit) -> Params:
   return params
 
 
+def smallest(change: LowRank) -> Change:
+  """The change in the form that has fewer numbers.
+
+  Factors of [in, R] and [R, out] have more than the matrix from a rank of
+  in * out / (in + out) on, 2985 for `down_proj` of LLaMA-2-7B.
+  """
+  size = change.left.shape[0] * change.right.shape[1]
+  if sum(factor.size for factor in change) <= size:
+    return change
+  return Dense(_product(change))
+
+
 def compose(first: Edit, second: Edit) -> Edit:
-  """The one edit that changes what both change; ranks add up.
+  """The one edit that changes what both change; ranks add up, while factors
+  are smaller than the matrix.
 
   Equal to applying both up to rounding, not to the bit.
   """
@@ -173,6 +186,11 @@ def _add(kernel: jax.Array, change: Change) -> jax.Array:
   return kernel + _matrix(change)
 
 
+@jax.jit
+def _product(change: LowRank) -> jax.Array:
+  return _matrix(change)
+
+
 def _matrix(change: Change) -> jax.Array:
   if isinstance(change, Dense):
     return change.delta
@@ -182,9 +200,11 @@ def _matrix(change: Change) -> jax.Array:
 
 def _sum(a: Change, b: Change) -> Change:
   if isinstance(a, LowRank) and isinstance(b, LowRank):
-    return LowRank(
-      jnp.concatenate([a.left, b.left], axis=1),
-      jnp.concatenate([a.right, b.right], axis=0),
+    return smallest(
+      LowRank(
+        jnp.concatenate([a.left, b.left], axis=1),
+        jnp.concatenate([a.right, b.right], axis=0),
+      )
     )
   return Dense(_matrix(a) + _matrix(b))
 

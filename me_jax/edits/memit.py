@@ -16,6 +16,7 @@ EMMET is the same with one layer and λ_e in the place of λ.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from me_jax.edits import edit as edit_lib
 from me_jax.edits import rows as rows_lib
 from me_jax.edits.batched_keys import Seen
 from me_jax.edits.batched_values import FoundTarget
-from me_jax.edits.edit import Edit, LowRank
+from me_jax.edits.edit import Change, Edit, LowRank
 from me_jax.edits.editor import Editor, Info
 from me_jax.edits.memit_solve import Solution
 from me_jax.edits.previous_keys import PreviousKeys
@@ -45,23 +46,24 @@ from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
 
+LARGEST_RELATIVE_NORM = 0.05  # of one edit against its kernel
+
 
 class LayerShare(NamedTuple):
   """What one layer was changed by, and for what.
 
   Attributes:
     layer: Its number.
-    change: Of its `down_proj`: A and the shares E.
-    keys: K, float32 [F, N].
+    change: Of its `down_proj`: A and the shares E, or their product where that
+      is smaller.
+    solution: A, and how it came about.
     residual_norms: [N], ‖z - current output‖ before the change.
-    delivered: [N], see `memit_solve.Solution`.
   """
 
   layer: int
-  change: LowRank
-  keys: np.ndarray
+  change: Change
+  solution: Solution
   residual_norms: np.ndarray
-  delivered: np.ndarray
 
 
 def memit(
@@ -141,16 +143,13 @@ def spread(
     missing = z - outputs
     solution = solve(layer, keys)
     share = missing / (len(layers) - h)
-    change = LowRank(
+    factors = LowRank(
       jnp.asarray(solution.left, jnp.float32), jnp.asarray(share, jnp.float32)
     )
+    change = edit_lib.smallest(factors)
     edit = {**edit, kernel_path(layer): change}
     norms = np.linalg.norm(missing, axis=1)
-    shares.append(
-      LayerShare(
-        layer, change, keys.astype(np.float32), norms, solution.delivered
-      )
-    )
+    shares.append(LayerShare(layer, change, solution, norms))
   return shares
 
 
@@ -248,7 +247,7 @@ def _editor(
     z = np.stack([target.z for target in targets])
 
     def solve(layer: int, keys: np.ndarray) -> Solution:
-      old = previous_keys.columns(state, layer) if caches else None
+      old = previous_keys.solved(state, layer) if caches else None
       return memit_solve.solve(keys, factors[layer], weight, old)
 
     shares = write_targets(
@@ -257,7 +256,7 @@ def _editor(
     made = {kernel_path(s.layer): s.change for s in shares}
     edit_lib.check_finite(made)
     if caches:
-      state = previous_keys.add(state, {s.layer: s.keys for s in shares})
+      state = previous_keys.add(state, {s.layer: s.solution for s in shares})
     return made, state, _infos(params, requests, built, targets, shares)
 
   return Editor(
@@ -317,13 +316,14 @@ def _infos(
     norm = float(edit_lib.frobenius_norm(s.change))
     kernel = trees.get(params, kernel_path(s.layer))
     norms[s.layer] = norm, norm / float(jnp.linalg.norm(kernel))
+  warnings = _warnings(requests, {i: norms[i][1] for i in norms})
 
   def layer_log(share: LayerShare, i: int) -> dict[str, Any]:
     norm, relative = norms[share.layer]
     return {
       'layer': share.layer,
       'residual_norm': float(share.residual_norms[i]),
-      'delivered': float(share.delivered[i]),
+      'delivered': float(share.solution.delivered[i]),
       'change_norm': norm,
       'relative_change_norm': relative,
     }
@@ -339,8 +339,31 @@ def _infos(
       'delta_norm': float(np.linalg.norm(target.search.delta)),
       'steps': values.history(target.search),
       'layers': [layer_log(share, i) for share in shares],
+      'warnings': warnings,
     }
     for i, (request, (rows, notes), target) in enumerate(
       zip(requests, built, targets, strict=True)
     )
   ]
+
+
+def _warnings(
+  requests: Sequence[EditRequest], relative_norms: Mapping[int, float]
+) -> list[str]:
+  """One for each layer that the batch changes too much."""
+  warnings = [
+    f'‖ΔW‖/‖W‖ = {relative:.3f} of layer {layer} is above '
+    f'{LARGEST_RELATIVE_NORM}: one edit of {len(requests)} changes the kernel '
+    'more than it should'
+    for layer, relative in relative_norms.items()
+    if not relative <= LARGEST_RELATIVE_NORM
+  ]
+  for warning in warnings:
+    logging.warning('Case %s: %s.', _cases(requests), warning)
+  return warnings
+
+
+def _cases(requests: Sequence[EditRequest]) -> str:
+  """The first and the last of the cases."""
+  first, last = requests[0].case_id, requests[-1].case_id
+  return first if len(requests) == 1 else f'{first} to {last}'

@@ -11,7 +11,8 @@ all edits, and an edit solves as many equations as it has facts. One key alone
 delivers q / (λ + q) of what it is asked for, q = kᵀ C⁻¹ k.
 
 Keys Q of earlier batches that are to stay, too, come in as keys that are asked
-for nothing: A is the last N columns of `C⁻¹ [Q K] (λ I + ...)⁻¹`.
+for nothing: A is the last N columns of `C⁻¹ [Q K] (λ I + ...)⁻¹`. Of Q only
+C⁻¹ Q and Qᵀ C⁻¹ Q are needed, which were computed when Q was new.
 
 EMMET (Gupta et al., *A Unified Framework for Model Editing*, 2024) poses
 `(W + ΔW) K = V` as constraints, softened by λ_e on the diagonal. Its closed
@@ -30,6 +31,18 @@ from me_jax.edits.second_moment_factor import Factor
 _RESIDUAL = 1e-6
 
 
+class Solved(NamedTuple):
+  """Keys Q of earlier batches, as far as later ones need them.
+
+  Attributes:
+    keys: C⁻¹ Q.
+    gram: Qᵀ C⁻¹ Q.
+  """
+
+  keys: Float64[np.ndarray, 'F P']
+  gram: Float64[np.ndarray, 'P P']
+
+
 class Solution(NamedTuple):
   """What the keys of a batch turn residuals into a change with.
 
@@ -37,17 +50,21 @@ class Solution(NamedTuple):
     left: A; the kernel's change is `left @ residuals`.
     delivered: Of what each key is asked for, the fraction that it gets from
       its own column; the diagonal of Aᵀ K.
+    keys: Y = C⁻¹ K.
+    gram: [Q K]ᵀ C⁻¹ [Q K], Q being the keys of earlier batches.
   """
 
   left: Float64[np.ndarray, 'F N']
   delivered: Float64[np.ndarray, ' N']
+  keys: Float64[np.ndarray, 'F N']
+  gram: Float64[np.ndarray, 'M M']
 
 
 def solve(
   keys: Float64[np.ndarray, 'F N'],
   factor: Factor,
   weight: float,
-  previous: Float64[np.ndarray, 'F P'] | None = None,
+  previous: Solved | None = None,
 ) -> Solution:
   """A, and how much of its residual each key delivers.
 
@@ -62,11 +79,16 @@ def solve(
       among the solutions.
   """
   count = keys.shape[1]
-  joined = keys if previous is None else np.concatenate([previous, keys], 1)
-  solved = factor.solve(joined)
-  gram = joined.T @ solved
+  solved, gram = factor.solve(keys), np.zeros((0, 0))
+  columns = solved
+  if previous is not None:
+    columns = np.concatenate([previous.keys, solved], axis=1)
+    gram = previous.gram
+  below = columns.T @ keys
+  gram = np.block([[gram, below[:-count]], [below.T]])
   # Symmetric but for rounding, which must not depend on the order of keys.
-  system = (gram + gram.T) / 2 + weight * np.eye(len(gram))
+  gram = (gram + gram.T) / 2
+  system = gram + weight * np.eye(len(gram))
   wanted = np.eye(len(gram))[:, -count:]
   try:
     inverse = np.linalg.solve(system, wanted)
@@ -80,5 +102,5 @@ def solve(
       f'lambda = {weight} leaves no unique edit. Set it higher, or put facts '
       'about the same subject into different batches.'
     )
-  left = solved @ inverse
-  return Solution(left, (left * keys).sum(axis=0))
+  left = columns @ inverse
+  return Solution(left, (left * keys).sum(axis=0), solved, gram)
