@@ -33,8 +33,9 @@ _FOR_SMALL = ('mmlu', 'commonsenseqa', 'commonsenseqa_cloze', 'wikitext_ppl')
 
 
 def get_config(arg: str | None = None) -> config.RunConfig:
-  """The run; `arg` is 'method=...,model=...' and, for MEMIT, 'preset=...' and
-  'mlp_dim=...', the width of the MLP of a model that has no name here."""
+  """The run; `arg` is 'method=...,model=...' and, for MEMIT and EMMET,
+  'preset=...'; for MEMIT on a model that has no name here also 'mlp_dim=...',
+  the width of its MLP."""
   chosen = config.parse_arg(
     arg, method='rome', model='llama2_7b', preset='', mlp_dim=''
   )
@@ -42,7 +43,7 @@ def get_config(arg: str | None = None) -> config.RunConfig:
   methods = {
     'rome': lambda: config.RomeConfig(layer=5),
     'grace': lambda: _grace(small),
-    'emmet': lambda: config.EmmetConfig(layer=5),
+    'emmet': lambda: config.emmet_preset(chosen['preset'] or 'authors'),
     **{
       name: functools.partial(config.fine_tune_preset, name, chosen['model'])
       for name in ('ft_l', 'ft_l_constrained', 'ft_m')
@@ -57,11 +58,12 @@ def get_config(arg: str | None = None) -> config.RunConfig:
     raise ValueError(
       f'method must be one of {", ".join(methods)}, got {chosen["method"]!r}.'
     )
-  for name in ('preset', 'mlp_dim'):
-    if chosen[name] and chosen['method'] != 'memit':
+  allowed = {'preset': ('memit', 'emmet'), 'mlp_dim': ('memit',)}
+  for name, methods_with in allowed.items():
+    if chosen[name] and chosen['method'] not in methods_with:
       raise ValueError(
-        f'{name} is for memit only, got {name}={chosen[name]} and '
-        f'method={chosen["method"]}.'
+        f'{name} is for {" and ".join(methods_with)} only, got '
+        f'{name}={chosen[name]} and method={chosen["method"]}.'
       )
   return config.RunConfig(
     model=config.ModelSource(name=chosen['model']),

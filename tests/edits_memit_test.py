@@ -362,11 +362,11 @@ def test_the_state_is_a_pytree_that_doubles(model):
 # EMMET
 
 
-def _emmet(model, emmet_lambda, templates=TEMPLATES):
+def _emmet(model, emmet_lambda, templates=TEMPLATES, **changes):
   """With MEMIT's settings of the search."""
   search = dataclasses.asdict(memit_lib.search_config(CONFIG))
   return memit_lib.emmet(
-    EmmetConfig(layer=2, emmet_lambda=emmet_lambda, **search),
+    EmmetConfig(layer=2, emmet_lambda=emmet_lambda, **search, **changes),
     model.config,
     model.tokenizer,
     templates=templates,
@@ -381,6 +381,18 @@ def test_emmet_is_memit_at_one_layer(model):
   found, state, _ = editor.edit(model.params, None, REQUESTS)
   expected, _, _ = _edit(model, REQUESTS, layers=(2,))
   assert state is None and digest(found) == digest(expected)
+
+
+@pytest.mark.parametrize('batch, is_soft', [([EVE], False), (REQUESTS, True)])
+def test_emmet_without_lambda_for_one_fact(model, batch, is_soft):
+  edits = [
+    editor.edit(model.params, None, batch)[0]
+    for editor in (
+      _emmet(model, WEIGHT, lambda_for_one=False),
+      _emmet(model, WEIGHT if is_soft else 0.0),
+    )
+  ]
+  assert digest(edits[0]) == digest(edits[1])
 
 
 def test_emmet_without_slack_gives_every_key_its_value(model):
@@ -486,6 +498,17 @@ def test_presets():
     config_lib.memit_preset('easy')
 
 
+def test_presets_of_emmet():
+  easyedit, authors = map(config_lib.emmet_preset, ('easyedit', 'authors'))
+  assert (easyedit.emmet_lambda, easyedit.lambda_for_one) == (10_000, True)
+  assert (authors.emmet_lambda, authors.lambda_for_one) == (0.1, False)
+  assert table1.get_config('method=emmet').method == authors
+  found = table1.get_config('method=emmet,preset=easyedit').method
+  assert found == easyedit and found.layer == 5
+  with pytest.raises(ValueError, match='one of easyedit, authors'):
+    config_lib.emmet_preset('easy')
+
+
 def test_lambda_grows_with_the_width_of_keys():
   """The fraction q / (λ + q) stays where q is the width."""
   assert config_lib.memit_update_weight(11_008) == 15_000
@@ -512,7 +535,7 @@ def test_experiment():
     table1.get_config('method=memit,model=./other')
   with pytest.raises(ValueError, match='mlp_dim is for memit'):
     table1.get_config('method=rome,mlp_dim=64')
-  with pytest.raises(ValueError, match='preset is for memit'):
+  with pytest.raises(ValueError, match='preset is for memit and emmet'):
     table1.get_config('method=rome,preset=authors')
 
 

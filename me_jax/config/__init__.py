@@ -12,6 +12,7 @@ from me_jax.config.grace import GraceConfig
 from me_jax.config.memit import (
   EmmetConfig,
   MemitConfig,
+  emmet_preset,
   memit_preset,
   memit_update_weight,
 )
@@ -40,6 +41,7 @@ __all__ = [
   'RunConfig',
   'SecondMomentConfig',
   'checked',
+  'emmet_preset',
   'fine_tune_preset',
   'memit_preset',
   'memit_update_weight',

@@ -69,7 +69,7 @@ class MemitConfig(_TargetsConfig):
 
 @dataclasses.dataclass(kw_only=True)
 class EmmetConfig(_TargetsConfig):
-  """EMMET's hyper-parameters.
+  """EMMET's hyper-parameters; `emmet_preset` gives published values.
 
   Attributes:
     name: Always 'emmet'.
@@ -77,11 +77,14 @@ class EmmetConfig(_TargetsConfig):
     emmet_lambda: How far new keys may miss their values; at 0 none does, and
       no two keys of a batch may be alike. Means a second moment that is a mean:
       a file with `mom2_update_weight` 100000 and 0.1 is 10000 here.
+    lambda_for_one: Whether that holds for an edit of one fact, too, which else
+      gets its value exactly.
   """
 
   name: str = 'emmet'
   layer: int = 5
   emmet_lambda: float = 0.1
+  lambda_for_one: bool = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -114,3 +117,22 @@ def memit_preset(preset: str, **changes: Any) -> MemitConfig:
   }
   one_of('preset', preset, tuple(values))
   return MemitConfig(**{**values[preset], **changes})
+
+
+def emmet_preset(preset: str, **changes: Any) -> EmmetConfig:
+  """EMMET with published values.
+
+  Args:
+    preset: 'easyedit', whose file for LLaMA-2-7B softens every edit, or
+      'authors', who soften batches only, and hardly.
+    **changes: Of other fields.
+
+  Raises:
+    ValueError: There is no such preset, or a value is out of range.
+  """
+  values = {
+    'easyedit': {'emmet_lambda': 10_000.0, 'lambda_for_one': True},
+    'authors': {'emmet_lambda': 0.1, 'lambda_for_one': False},
+  }
+  one_of('preset', preset, tuple(values))
+  return EmmetConfig(**{**values[preset], **changes})

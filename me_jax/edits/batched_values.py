@@ -3,6 +3,11 @@
 All rows of all requests go through each product together, packed so that
 little is padding. Each request has its own vector, moments and end: a search
 that has ended stays as it is while others go on.
+
+A group of requests is one compiled program. Its token rows and what it carries
+from step to step have a batch axis in front, of wide rows [B, ...] and requests
+[N, ...], along which they can be sharded. Groups follow one another: that
+bounds the memory.
 """
 
 import functools
@@ -108,8 +113,10 @@ def wanted(requests: Sequence[Rows], packed: Packed) -> Wanted:
     slots.append(packed.lookups[n, row] + rows.target_slots[row, j])
     numbers.append(n * count + row)
     weights.append(rows.target_weights[row, j])
-  total = sum(map(len, targets))
-  padding = packing.few(total) - total
+  # No two are predicted in one slot: rooms that go with the shape of the tails.
+  total, places = sum(map(len, targets)), packed.ids[:, packed.tail_slots].size
+  rooms = (places // 2, places * 3 // 4, places)
+  padding = next(room for room in rooms if room >= total) - total
   joined = lambda parts, fill, dtype: np.pad(
     np.concatenate(parts), (0, padding), constant_values=fill
   ).astype(dtype)

@@ -12,7 +12,8 @@ from the lowest up, on the model as edited so far (h = 0 ... H - 1):
 Each layer takes an equal share of what is missing by then. As every layer
 delivers only a fraction of its share, the last one never gives the rest.
 
-EMMET is the same with one layer and λ_e in the place of λ.
+EMMET is the same with one layer and λ_e in the place of λ; its authors leave
+that out for one fact alone.
 """
 
 import dataclasses
@@ -93,7 +94,7 @@ def memit(
     model,
     tokenizer,
     layers,
-    config.mom2_update_weight,
+    lambda count: config.mom2_update_weight,
     templates,
     factors,
     caches=config.cache_previous_keys,
@@ -109,12 +110,17 @@ def emmet(
   factors: Mapping[int, Factor],
 ) -> Editor:
   """The editor; arguments and errors as those of `memit`."""
+
+  def weight(count: int) -> float:
+    is_soft = count > 1 or config.lambda_for_one
+    return config.emmet_lambda if is_soft else 0.0
+
   return _editor(
     config,
     model,
     tokenizer,
     (config.layer,),
-    config.emmet_lambda,
+    weight,
     templates,
     factors,
     caches=False,
@@ -217,7 +223,7 @@ def _editor(
   model: ModelConfig,
   tokenizer: Tokenizer,
   layers: tuple[int, ...],
-  weight: float,
+  weight: Callable[[int], float],
   templates: Sequence[str],
   factors: Mapping[int, Factor],
   *,
@@ -248,7 +254,8 @@ def _editor(
 
     def solve(layer: int, keys: np.ndarray) -> Solution:
       old = previous_keys.solved(state, layer) if caches else None
-      return memit_solve.solve(keys, factors[layer], weight, old)
+      now = weight(keys.shape[1])
+      return memit_solve.solve(keys, factors[layer], now, old)
 
     shares = write_targets(
       config, model, params, rows, z, solve, layers=layers, case_ids=case_ids

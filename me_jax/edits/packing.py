@@ -2,7 +2,15 @@
 
 Rows differ in length, and what pads them costs as much as tokens do. So short
 rows share a wide one, kept apart by the attention mask, as texts do in
-pre-training. Shapes are rounded up to few, which share compiled functions.
+pre-training.
+
+Shapes are rounded up to few, which share compiled functions, most coarsely
+where it costs least: what comes before lookup positions goes through the layers
+once, tails at each step of a search. The first 100 facts of ZsRE, in six
+templates each, have 12 shapes of a search and 3 of keys one by one, and 5 and 3
+by tens. With room in multiples of 16 and targets rounded by `few` these were 37
+and 24, 9 and 8. Counted arithmetic is 6 % more one by one, 1 % less by tens,
+2 % more by sixteens.
 """
 
 from collections.abc import Sequence
@@ -14,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from me_jax.edits.rows import Rows
 
 _TAIL = 16  # slots for tails in a wide row, unless one tail is longer
-_STEP = 16  # slots for what comes before tails come in multiples of it
+_ROOM = 64  # slots for what comes before tails, or that times a power of two
 
 
 class Packed(NamedTuple):
@@ -48,9 +56,9 @@ def pack(requests: Sequence[Rows]) -> Packed:
   ]
   heads, tails = (np.array([s[k] for s in spans]) for k in (0, 1))
   width = max(_TAIL, _power_of_two(int(tails.max())))
-  # As much room per tail token as the rows need on average.
-  share = max(int(heads.max()), width * heads.sum() / tails.sum())
-  room = _STEP * int(-(-share // _STEP))
+  # As much room per tail token as the rows need on average; all in one at most.
+  share = int(min(-(-width * heads.sum() // tails.sum()), heads.sum()))
+  room = _power_of_two(max(_ROOM, share, int(heads.max())))
   bins = _first_fit(sorted(spans, key=lambda s: s[1::-1]), room, width)
 
   count = few(len(bins))
