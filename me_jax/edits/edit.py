@@ -78,8 +78,7 @@ def smallest(change: LowRank) -> Change:
 
 
 def compose(first: Edit, second: Edit) -> Edit:
-  """The one edit that changes what both change; ranks add up, while factors
-  are smaller than the matrix.
+  """The one edit that changes what both change; ranks add up.
 
   Equal to applying both up to rounding, not to the bit.
   """
@@ -200,11 +199,9 @@ def _matrix(change: Change) -> jax.Array:
 
 def _sum(a: Change, b: Change) -> Change:
   if isinstance(a, LowRank) and isinstance(b, LowRank):
-    return smallest(
-      LowRank(
-        jnp.concatenate([a.left, b.left], axis=1),
-        jnp.concatenate([a.right, b.right], axis=0),
-      )
+    return LowRank(
+      jnp.concatenate([a.left, b.left], axis=1),
+      jnp.concatenate([a.right, b.right], axis=0),
     )
   return Dense(_matrix(a) + _matrix(b))
 

@@ -71,7 +71,8 @@ def mend(
       params = edit_lib.apply_edit(params, single)
       composed = edit_lib.compose(composed, single)
       infos.append(info)
-    return composed, state, infos
+    made = {path: edit_lib.smallest(c) for path, c in composed.items()}
+    return made, state, infos
 
   return Editor(
     init=lambda params: None,
