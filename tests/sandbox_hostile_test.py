@@ -17,7 +17,9 @@ from me_jax.sandbox import plan
 from me_jax.sandbox.execute import Sandbox
 
 _TIMEOUT_S = 0.4
-_GRACE_S = 5.0  # Removing its files included, on a busy machine.
+# Removing its files included, which some disks do at 4 ms a folder. Programs
+# that would outlive this sleep for longer.
+_GRACE_S = 40.0
 _FOUR = 'assert f(2) == 4'
 
 # Of the machine, with what is filled in per run: SECRET stands in the test and

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import marshal
 import os
 import pathlib
 import signal
@@ -333,9 +334,9 @@ def test_program_dies_with_the_evaluator(tmp_path):
   (tmp_path / 'me_jax' / 'sandbox').symlink_to(source)
   script = (
     'from me_jax.sandbox.execute import Sandbox\n'
-    's = Sandbox(timeout_s=60.0)\n'
+    's = Sandbox(timeout_s=3600.0)\n'
     'print("up", flush=True)\n'
-    's.run("import time; time.sleep(60)", [])\n'
+    's.run("import time; time.sleep(3600)", [])\n'
   )
   evaluator = subprocess.Popen(
     [sys.executable, '-c', script],
@@ -344,27 +345,56 @@ def test_program_dies_with_the_evaluator(tmp_path):
   )
   assert evaluator.stdout.readline() == b'up\n'
   marker = str(tmp_path / 'me_jax_sandbox_').encode()
-  _wait_until(lambda: _count(marker) > 0)
+  _wait_until(lambda: _running(marker))
   evaluator.send_signal(signal.SIGKILL)
   evaluator.wait()
   evaluator.stdout.close()
-  _wait_until(lambda: _count(marker) == 0)
+  _wait_until(lambda: not _running(marker), lambda: _running(marker))
 
 
-def _count(marker: bytes) -> int:
-  found = 0
-  for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+@pytest.mark.skipif(sys.platform != 'linux', reason='signal at parent death')
+def test_program_of_a_dead_evaluator_does_not_begin(sandbox, tmp_path):
+  # The evaluator dies after its first message, before a signal was asked for.
+  # Its end of the replies stays open, so that writing one does not fail.
+  limits = plan.Limits(timeout_s=60.0, memory_bytes=1 << 30)
+  message = marshal.dumps(
+    sandbox._plan.setup(limits, 'import time; time.sleep(3600)')
+  )
+  child = subprocess.Popen(
+    sandbox._plan.command(limits, str(tmp_path)),
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    cwd=tmp_path,
+    env={},
+  )
+  child.stdin.write(len(message).to_bytes(4, 'big') + message)
+  child.stdin.close()
+  try:
+    assert child.wait(60) != 0
+    assert child.stdout.read() == b''
+  finally:
+    child.kill()
+    child.stdout.close()
+
+
+def _running(marker: bytes) -> list[str]:
+  """The states of the processes with this in their command."""
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*'):
     try:
-      found += marker in path.read_bytes()
+      if marker in (path / 'cmdline').read_bytes():
+        found.append((path / 'status').read_text())
     except OSError:
       continue
   return found
 
 
-def _wait_until(condition) -> None:
-  deadline = time.monotonic() + 10
+def _wait_until(condition, explain=lambda: '') -> None:
+  # Long, since a test must not fail because the machine is busy.
+  deadline = time.monotonic() + 60
   while not condition():
-    assert time.monotonic() < deadline
+    assert time.monotonic() < deadline, explain()
     time.sleep(0.02)
 
 

@@ -23,20 +23,21 @@ def enter(
   *,
   user: bool,
   disk_bytes: int,
-  close: tuple[int, ...],
+  pipes: tuple[int, int],
 ) -> str:
   """The program's folder, as first process of new namespaces.
 
   The calling process stays behind outside: it waits for the new one, ends it
   (and with it every process in the namespace) on SIGTERM, closes the
-  descriptors `close` and leaves with the status of a shell (128 + signal).
+  descriptors `pipes` and leaves with the status of a shell (128 + signal).
 
   Args:
     root: An empty folder on which the new file tree is mounted.
     folders: What of the old tree is visible in the new, read-only.
     user: Make a user namespace as well; without one this takes root.
     disk_bytes: Size of the program's folder, which is in memory.
-    close: Descriptors that only the new process needs.
+    pipes: Descriptors that only the new process needs: for the evaluator's
+      requests, and for the replies.
 
   Raises:
     OSError: The platform does not allow it; names the call.
@@ -52,7 +53,7 @@ def enter(
     ):
       with open(f'/proc/self/{name}', 'w') as f:
         f.write(text)
-  _leave_guard_outside(close)
+  _leave_guard_outside(pipes)
   _build(root, folders, disk_bytes)
   os.chdir(root)
   linux.call('pivot_root', b'.', b'.')
@@ -60,7 +61,7 @@ def enter(
   return _PROGRAM
 
 
-def _leave_guard_outside(close: tuple[int, ...]) -> None:
+def _leave_guard_outside(pipes: tuple[int, int]) -> None:
   inside: list[int] = []
 
   def end(signal, frame):
@@ -69,14 +70,13 @@ def _leave_guard_outside(close: tuple[int, ...]) -> None:
     if not inside:
       os._exit(128 + _signal.SIGTERM)
 
-  death_signal = 1
-  linux.call('prctl', death_signal, 9, 0, 0, 0)
+  linux.die_with_parent(pipes[0])
   _signal.signal(_signal.SIGTERM, end)
   inside.append(os.fork())
   if inside[0] == 0:
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     return
-  for descriptor in close:
+  for descriptor in pipes:
     os.close(descriptor)
   # The first process of a process namespace is gone only after all others.
   _, status = os.waitpid(inside[0], 0)

@@ -33,10 +33,8 @@ def become_nobody(folder: str, process: int) -> int:
 
 
 def give_up() -> None:
-  """Drops all capabilities for good, and dies when the parent dies."""
-  no_new_privileges, death_signal = 38, 1
+  """Drops all capabilities for good."""
+  no_new_privileges = 38
   linux.call('prctl', no_new_privileges, 1, 0, 0, 0)
   header = (ctypes.c_uint32 * 2)(0x20080522, 0)
   linux.call('capset', header, (ctypes.c_uint32 * 6)())
-  # Last, since a change of user clears it.
-  linux.call('prctl', death_signal, 9, 0, 0, 0)

@@ -64,6 +64,7 @@ def _put_up_walls(setup: dict, folder: str, channel: wire.Wire) -> list[str]:
 
   if sys.platform == 'linux':
     import landlock
+    import linux
     import namespaces
     import syscalls
   if kind == 'basic':
@@ -74,7 +75,7 @@ def _put_up_walls(setup: dict, folder: str, channel: wire.Wire) -> list[str]:
       setup['folders'],
       user=setup['user_namespace'],
       disk_bytes=setup['disk_bytes'],
-      close=channel.descriptors,
+      pipes=channel.descriptors,
     )
   if kind != 'bubblewrap':
     os.chdir(folder)
@@ -84,6 +85,8 @@ def _put_up_walls(setup: dict, folder: str, channel: wire.Wire) -> list[str]:
   limits.apply(setup['limits'])
   if sys.platform == 'linux':
     privileges.give_up()
+    # Not before: a change of user clears it.
+    linux.die_with_parent(channel.descriptors[0])
     if kind == 'landlock':
       landlock.restrict(readable=setup['folders'], writable='.')
     if syscalls.supported():
