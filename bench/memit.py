@@ -6,37 +6,28 @@ Both sides search targets for the same facts with the same token rows, in one
 process, with all cores; the early stop is off, so that both do the same number
 of evaluations. PyTorch runs the whole network at every step, one fact after
 another, as published code does, and nothing else of MEMIT; ours does the whole
-edit. Needs the extra `parity` (torch).
+edit. Needs the extra `parity` (torch). A second moment (--second_moment) costs
+as much as the identity.
 """
 
 import dataclasses
 import json
 import math
-import os
-import pathlib
-import platform
 
-import jax
 import numpy as np
-import torch
-import transformers
 from absl import app, flags
 
-from bench import memit_speed
+from bench import facts, memit_speed
 from me_jax import config as config_lib
 from me_jax import files
 from me_jax.config import MemitConfig
-from me_jax.data import facts as facts_lib
-from me_jax.data import sources
 from me_jax.edits import (
   rows,
-  second_moment,
   second_moment_factor,
   templates,
 )
 from me_jax.models import load
 
-_MODEL = flags.DEFINE_string('model', 'smollm2_135m', 'Name or path.')
 _LAYERS = flags.DEFINE_list('layers', ['4', '5', '6', '7', '8'], 'Edited.')
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', ['1', '10', '100'], 'Numbers of facts timed as one batch.'
@@ -47,26 +38,6 @@ _COMPARED = flags.DEFINE_integer(
 _SEARCH_BATCH_SIZE = flags.DEFINE_integer(
   'search_batch_size', 16, 'Facts searched at once.', lower_bound=1
 )
-_SOURCE = flags.DEFINE_enum(
-  'source',
-  'sample',
-  facts_lib.fact_names(),
-  'Where the facts come from; all but `sample` need --data_root. The more '
-  'tokens follow the subject, the less a tail-only search can save.',
-)
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Directory of the public data sets.'
-)
-_STEPS = flags.DEFINE_integer(
-  'steps', 25, 'Evaluations of each search.', lower_bound=2
-)
-_SECOND_MOMENT = flags.DEFINE_string(
-  'second_moment',
-  None,
-  'Directory of python -m launch.second_moment. Without it C is the identity, '
-  'which costs the same.',
-)
-_JSON = flags.DEFINE_string('json', None, 'Also write the numbers here.')
 
 # Largest difference of final losses, of what the search takes off the loss.
 _SAME_LOSS = 0.05
@@ -75,36 +46,22 @@ _SAME_LOSS = 0.05
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
-  threads = os.cpu_count() or 1
-  torch.set_num_threads(threads)
-  versions = {
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'torch': torch.__version__,
-    'transformers': transformers.__version__,
-    'cores': threads,
-    'torch threads': torch.get_num_threads(),
-    'device': jax.devices()[0].device_kind,
-  }
-  print(', '.join(f'{name} {value}' for name, value in versions.items()))
+  versions = facts.all_cores()
 
-  model = load.load_model(_MODEL.value)
+  model = load.load_model(facts.MODEL.value)
   config = MemitConfig(
     layers=tuple(map(int, _LAYERS.value)),
     mom2_update_weight=config_lib.memit_update_weight(model.config.mlp_dim),
-    v_num_grad_steps=_STEPS.value,
+    v_num_grad_steps=facts.STEPS.value,
     search_batch_size=_SEARCH_BATCH_SIZE.value,
     early_stop_loss=-math.inf,
   )
   factors = _factors(model, config.layers)
-  data = sources.DataSources(
-    data_root=_DATA_ROOT.value and pathlib.Path(_DATA_ROOT.value)
-  )
   sizes = sorted(map(int, _BATCH_SIZES.value))
   most = max(*sizes, _COMPARED.value)
-  pool = facts_lib.load_facts(_SOURCE.value, data)
+  pool = facts.pool()
   if most > len(pool):
-    raise app.UsageError(f'{_SOURCE.value} has {len(pool)} facts, not {most}.')
+    raise app.UsageError(f'There are {len(pool)} facts, not {most}.')
   drawn = templates.draw_templates(
     model.config,
     model.params,
@@ -131,8 +88,8 @@ def main(argv: list[str]) -> None:
     content['compared'] = memit_speed.compare(
       model, config, factors, requests[: _COMPARED.value]
     )
-  if _JSON.value:
-    files.write_atomic(_JSON.value, json.dumps(content, indent=2) + '\n')
+  if facts.JSON.value:
+    files.write_atomic(facts.JSON.value, json.dumps(content, indent=2) + '\n')
   # Written so that a NaN fails.
   if _COMPARED.value:
     worst = content['compared']['loss_difference']
@@ -145,19 +102,10 @@ def main(argv: list[str]) -> None:
 
 
 def _factors(model, layers) -> dict[int, second_moment_factor.Factor]:
-  if _SECOND_MOMENT.value is None:
-    identity = second_moment_factor.Factor(np.eye(model.config.mlp_dim))
-    return dict.fromkeys(layers, identity)
-  moments = {
-    layer: second_moment.load(
-      _SECOND_MOMENT.value, layer, {'weights': model.fingerprint}
-    )
-    for layer in layers
-  }
-  return {
-    layer: second_moment_factor.load_factor(_SECOND_MOMENT.value, moment)
-    for layer, moment in moments.items()
-  }
+  if facts.SECOND_MOMENT.value is not None:
+    return facts.factors(model, layers)
+  identity = second_moment_factor.Factor(np.eye(model.config.mlp_dim))
+  return dict.fromkeys(layers, identity)
 
 
 if __name__ == '__main__':

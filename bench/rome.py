@@ -4,62 +4,35 @@
 
 Both sides edit the same facts with the same token rows, in turn, in one
 process, with all cores; the early stop is off, so that both do the same number
-of evaluations. Needs the extra `parity` (torch).
+of evaluations. Needs the extra `parity` (torch). Without --second_moment both
+leave out two triangular solves.
 """
 
 import dataclasses
 import json
 import math
 import os
-import pathlib
-import platform
 import time
 
 import jax
 import numpy as np
 import torch
-import transformers
 from absl import app, flags
 
-from bench import rome_floor, torch_model, torch_rome
+from bench import facts, rome_floor, torch_model, torch_rome
 from me_jax import files, trees
 from me_jax.config import RomeConfig
-from me_jax.data import facts as facts_lib
-from me_jax.data import sources
 from me_jax.edits import (
   rome,
   rows,
-  second_moment,
-  second_moment_factor,
   templates,
 )
 from me_jax.models import load
 
-_MODEL = flags.DEFINE_string('model', 'smollm2_135m', 'Name or path.')
 _LAYER = flags.DEFINE_integer('layer', 5, 'The edited layer.', lower_bound=0)
 _FACTS = flags.DEFINE_integer(
   'facts', 5, 'How many facts are timed.', lower_bound=1
 )
-_SOURCE = flags.DEFINE_enum(
-  'source',
-  'sample',
-  facts_lib.fact_names(),
-  'Where the facts come from; all but `sample` need --data_root. The more '
-  'tokens follow the subject, the less a tail-only search can save.',
-)
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Directory of the public data sets.'
-)
-_STEPS = flags.DEFINE_integer(
-  'steps', 25, 'Evaluations of each search.', lower_bound=2
-)
-_SECOND_MOMENT = flags.DEFINE_string(
-  'second_moment',
-  None,
-  'Directory of python -m launch.second_moment. Without it C is the identity, '
-  'which leaves out two triangular solves on both sides.',
-)
-_JSON = flags.DEFINE_string('json', None, 'Also write the numbers here.')
 
 _SAME_LOSS = 0.05  # largest relative difference of the final losses
 
@@ -106,36 +79,18 @@ class Timing:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
-  threads = os.cpu_count() or 1
-  torch.set_num_threads(threads)
-  versions = {
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'torch': torch.__version__,
-    'transformers': transformers.__version__,
-    'cores': threads,
-    'torch threads': torch.get_num_threads(),
-    'device': jax.devices()[0].device_kind,
-  }
-  print(', '.join(f'{name} {value}' for name, value in versions.items()))
+  versions = facts.all_cores()
 
-  model = load.load_model(_MODEL.value)
+  model = load.load_model(facts.MODEL.value)
   config = RomeConfig(
     layer=_LAYER.value,
-    mom2_adjustment=_SECOND_MOMENT.value is not None,
-    v_num_grad_steps=_STEPS.value,
+    mom2_adjustment=facts.SECOND_MOMENT.value is not None,
+    v_num_grad_steps=facts.STEPS.value,
     early_stop_loss=-math.inf,
   )
   factor = None
-  if _SECOND_MOMENT.value is not None:
-    moment = second_moment.load(
-      _SECOND_MOMENT.value, config.layer, {'weights': model.fingerprint}
-    )
-    factor = second_moment_factor.load_factor(_SECOND_MOMENT.value, moment)
-  data = sources.DataSources(
-    data_root=_DATA_ROOT.value and pathlib.Path(_DATA_ROOT.value)
-  )
-  pool = facts_lib.load_facts(_SOURCE.value, data)
+  if config.mom2_adjustment:
+    factor = facts.factors(model, [config.layer])[config.layer]
   drawn = templates.draw_templates(
     model.config,
     model.params,
@@ -143,7 +98,9 @@ def main(argv: list[str]) -> None:
     length_params=config.context_template_length_params,
     seed=0,
   )
-  timings = time_facts(model, config, factor, pool[: _FACTS.value], drawn)
+  timings = time_facts(
+    model, config, factor, facts.pool()[: _FACTS.value], drawn
+  )
   summary = {
     name: float(np.median([getattr(t, name) for t in timings]))
     for name in ('ours', 'torch', 'ratio', 'floor', 'loss_difference')
@@ -154,13 +111,13 @@ def main(argv: list[str]) -> None:
     f'{summary["floor"]:.2f} s, ours {summary["ours"] / summary["floor"]:.2f} '
     'times that'
   )
-  if _JSON.value:
+  if facts.JSON.value:
     content = {
       'versions': versions,
       'median': summary,
       'facts': [dataclasses.asdict(t) for t in timings],
     }
-    files.write_atomic(_JSON.value, json.dumps(content, indent=2) + '\n')
+    files.write_atomic(facts.JSON.value, json.dumps(content, indent=2) + '\n')
   # Written so that a NaN fails.
   worst = max((t.loss_difference for t in timings), key=_nan_last)
   if not worst <= _SAME_LOSS:

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
-import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from small_model import small_model
 
 from me_jax.config import GraceConfig
 from me_jax.data import token_ids
@@ -16,8 +15,7 @@ from me_jax.edits import grace as grace_lib
 from me_jax.edits import grace_learning, registry
 from me_jax.edits.grace import grace
 from me_jax.generation import LlamaPredictor
-from me_jax.models import llama, load
-from me_jax.models import tokenizer as tokenizer_lib
+from me_jax.models import llama
 from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
 LAYER = 1
@@ -36,25 +34,7 @@ TOLERANCE = 2e-5
 def model(tiny):
   """Three layers; ` x` and ` y` are one token each, so that one value can say
   them."""
-  symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-  merges = [('Ġ', 'x'), ('Ġ', 'y')]
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      {s: i for i, s in enumerate([*symbols, *map(''.join, merges)])}, merges
-    )
-  )
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=False
-  )
-  backend.decoder = decoders.ByteLevel()
-  backend.add_special_tokens(['<eos>'])
-  config = dataclasses.replace(tiny.config, num_layers=3, vocab_size=259)
-  return load.language_model(
-    config,
-    load.init_params(config),
-    tokenizer_lib.FastTokenizer(backend, {'eos_token': '<eos>'}),
-    name='small',
-  )
+  return small_model(tiny, num_layers=3)
 
 
 def _editor(model, capacity=4, **changes):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
-import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from small_model import small_model
 
 from me_jax import trees
 from me_jax.config import RomeConfig
@@ -16,8 +15,6 @@ from me_jax.edits import registry
 from me_jax.edits import rome as rome_lib
 from me_jax.edits.edit import apply_edit, digest
 from me_jax.edits.second_moment_factor import Factor
-from me_jax.models import load
-from me_jax.models import tokenizer as tokenizer_lib
 
 LAYER = 1
 PATH = f'layers/{LAYER}/mlp/down_proj/kernel'
@@ -36,25 +33,7 @@ F, D = 64, 32
 def model(tiny):
   """Three layers; ` x` and ` y` are one token each, so that they can be said
   right where the subject ends."""
-  symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-  merges = [('Ġ', 'x'), ('Ġ', 'y')]
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      {s: i for i, s in enumerate([*symbols, *map(''.join, merges)])}, merges
-    )
-  )
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=False
-  )
-  backend.decoder = decoders.ByteLevel()
-  backend.add_special_tokens(['<eos>'])
-  config = dataclasses.replace(tiny.config, num_layers=3, vocab_size=259)
-  return load.language_model(
-    config,
-    load.init_params(config),
-    tokenizer_lib.FastTokenizer(backend, {'eos_token': '<eos>'}),
-    name='small',
-  )
+  return small_model(tiny, num_layers=3)
 
 
 def _factor(seed=0, scale=1.0):

@@ -4,37 +4,24 @@ import dataclasses
 from typing import Any
 
 from me_jax.config.checks import ascending, at_least, one_of
+from me_jax.config.latent_search import LatentSearchConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class _TargetsConfig:
-  """The search for targets z of a batch of facts, in its authors' names.
+class _TargetsConfig(LatentSearchConfig):
+  """The search for targets z of a batch of facts.
 
   Attributes:
-    v_num_grad_steps: Evaluations of the loss; there is one update less.
-    v_lr: Adam's step size.
-    v_weight_decay: Factor of `‖delta‖ / ‖target_init‖^2`.
-    clamp_norm_factor: `‖delta‖` stays below so many times `‖target_init‖`.
-    kl_factor: Factor of the divergence on "{subject} is a".
-    early_stop_loss: The search of a fact ends below this total loss.
     search_batch_size: So many facts at most are searched at once. Memory grows
       with it; numbers move by rounding only.
     context_template_length_params: Pairs (tokens, how many).
-    context_templates: Explicit templates instead of drawn ones.
   """
 
-  v_num_grad_steps: int = 25
-  v_lr: float = 0.5
-  v_weight_decay: float = 1e-3
-  clamp_norm_factor: float = 4.0
-  kl_factor: float = 0.0625
-  early_stop_loss: float = 0.05
   search_batch_size: int = 16
   context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
-  context_templates: tuple[str, ...] = ()
 
   def __post_init__(self):
-    at_least('method.v_num_grad_steps', self.v_num_grad_steps, 1)
+    super().__post_init__()
     at_least('method.search_batch_size', self.search_batch_size, 1)
 
 

@@ -46,6 +46,9 @@ Edit = dict[ParamPath, Change]
 
 KINDS = (LowRank, Dense)
 
+# Of one edit against its kernel; a larger one is warned of.
+LARGEST_RELATIVE_NORM = 0.05
+
 _FORMAT = 'me_jax.edit.v1'
 
 

@@ -1,16 +1,19 @@
 """What every editing method is: three pure functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from me_jax.data.request import EditRequest
-from me_jax.edits.edit import Edit
+from me_jax.edits import edit as edit_lib
+from me_jax.edits.edit import Edit, LowRank
+from me_jax.models.config import ModelConfig
 from me_jax.typing import (
   EditorInterventions,
   Fed,
   ModelState,
+  ParamPath,
   Params,
   ScoreRequest,
   Site,
@@ -83,3 +86,47 @@ class Editor(NamedTuple):
   probe: Probe | None = None
   summary: Callable[[Any], dict[str, float]] | None = None
   without: Callable[[Any, Sequence[Info]], Any] | None = None
+
+
+def one_by_one(
+  edit_one: Callable[
+    [Params, EditRequest], tuple[Mapping[ParamPath, LowRank], Info]
+  ],
+  edited_paths: tuple[str, ...],
+) -> Editor:
+  """The editor of a method that changes weights and keeps no state; several
+  requests are written one after another into one edit.
+
+  Args:
+    edit_one: From weights and a request to its edit and record.
+    edited_paths: See `Editor`.
+  """
+
+  def edit(
+    params: Params, state: None, requests: Sequence[EditRequest]
+  ) -> tuple[Edit, None, list[Info]]:
+    composed: Edit = {}
+    infos = []
+    for request in requests:
+      single, info = edit_one(params, request)
+      edit_lib.check_finite(single)
+      params = edit_lib.apply_edit(params, single)
+      composed = edit_lib.compose(composed, single)
+      infos.append(info)
+    made = {path: edit_lib.smallest(c) for path, c in composed.items()}
+    return made, state, infos
+
+  return Editor(
+    init=lambda params: None,
+    edit=edit,
+    interventions=lambda state: {},
+    edited_paths=edited_paths,
+  )
+
+
+def check_layer(layer: int, model: ModelConfig) -> None:
+  """Raises ValueError if a method is to edit a layer that does not exist."""
+  if not 0 <= layer < model.num_layers:
+    raise ValueError(
+      f'method.layer must be in 0 ... {model.num_layers - 1}, got {layer}.'
+    )

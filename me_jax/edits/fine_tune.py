@@ -31,14 +31,12 @@ from me_jax.data import token_ids
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
 from me_jax.edits import fine_tune_search, target_texts
-from me_jax.edits.edit import Dense, Edit
-from me_jax.edits.editor import Editor, Info
+from me_jax.edits.edit import LARGEST_RELATIVE_NORM, Dense, Edit
+from me_jax.edits.editor import Editor, Info, check_layer
 from me_jax.edits.fine_tune_search import Found, SearchConfig
 from me_jax.edits.target_texts import Text, TextRows
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
-
-LARGEST_RELATIVE_NORM = 0.05  # of one edit against its kernel
 
 
 def fine_tune(
@@ -59,11 +57,7 @@ def fine_tune(
   Raises:
     ValueError: The layer does not exist.
   """
-  if not 0 <= config.layer < model.num_layers:
-    raise ValueError(
-      f'method.layer must be in 0 ... {model.num_layers - 1}, got '
-      f'{config.layer}.'
-    )
+  check_layer(config.layer, model)
   path = f'layers/{config.layer}/mlp/down_proj/kernel'
   anchor = trees.get(base, path) if config.anchor == 'theta_0' else None
 

@@ -32,8 +32,9 @@ from me_jax.edits import codebook as codebook_lib
 from me_jax.edits import codebook_log, grace_learning, grace_lookup, grace_probe
 from me_jax.edits.codebook import Codebook, Rules
 from me_jax.edits.edit import Edit
-from me_jax.edits.editor import Editor, Info, Probe
+from me_jax.edits.editor import Editor, Info, Probe, check_layer
 from me_jax.edits.grace_lookup import GraceState
+from me_jax.generation import LlamaPredictor
 from me_jax.models import sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
@@ -61,11 +62,7 @@ def grace(
   Raises:
     ValueError: The layer does not exist.
   """
-  if not 0 <= config.layer < model.num_layers:
-    raise ValueError(
-      f'method.layer must be in 0 ... {model.num_layers - 1}, got '
-      f'{config.layer}.'
-    )
+  check_layer(config.layer, model)
 
   def init(params: Params) -> GraceState:
     del params
@@ -99,13 +96,15 @@ def grace(
       codebook=state.codebook._replace(log=None)
     ),
     needs_whole_prompts=config.replacement != 'replace_last',
-    lookups=functools.partial(grace_probe.lookups, config, model),
+    lookups=functools.partial(
+      grace_probe.lookups, config, LlamaPredictor(model, tokenizer)
+    ),
     probe=Probe(
       site=sites.site(config.layer, 'mlp/key'),
       asks=lambda state, fed: grace_lookup.queries(
         task_query, fed, state.last_query
       ),
-      finds=lambda state, keys: grace_probe.finds(state.codebook, keys),
+      finds=lambda state, keys: grace_probe.find(state.codebook, keys)[2:],
     ),
     summary=summary,
     without=functools.partial(_without, config),

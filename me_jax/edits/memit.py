@@ -38,7 +38,7 @@ from me_jax.edits import edit as edit_lib
 from me_jax.edits import rows as rows_lib
 from me_jax.edits.batched_keys import Seen
 from me_jax.edits.batched_values import FoundTarget
-from me_jax.edits.edit import Change, Edit, LowRank
+from me_jax.edits.edit import LARGEST_RELATIVE_NORM, Change, Edit, LowRank
 from me_jax.edits.editor import Editor, Info
 from me_jax.edits.memit_solve import Solution
 from me_jax.edits.previous_keys import PreviousKeys
@@ -46,8 +46,6 @@ from me_jax.edits.rows import Rows
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
-
-LARGEST_RELATIVE_NORM = 0.05  # of one edit against its kernel
 
 
 class LayerShare(NamedTuple):

@@ -15,7 +15,6 @@ it where the networks know their way.
 
 import functools
 import logging
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +24,13 @@ from me_jax.config import MendConfig
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
 from me_jax.edits import mend_factors, mend_file, mend_network, target_texts
-from me_jax.edits.edit import Edit, LowRank
-from me_jax.edits.editor import Editor, Info
+from me_jax.edits.edit import LARGEST_RELATIVE_NORM, Edit, LowRank
+from me_jax.edits.editor import Editor, Info, one_by_one
 from me_jax.edits.mend_file import Trained
 from me_jax.edits.target_texts import TextRows
 from me_jax.models.config import ModelConfig
 from me_jax.trees import get
 from me_jax.typing import Params, Tokenizer
-
-LARGEST_RELATIVE_NORM = 0.05  # of one edit against its kernel
 
 
 def mend(
@@ -55,31 +52,11 @@ def mend(
     ValueError: The networks were not trained, or for another shape.
   """
   mend_file.check(trained, config, model)
-  paths = mend_factors.edited_paths(config.layers)
 
-  def edit(
-    params: Params, state: None, requests: Sequence[EditRequest]
-  ) -> tuple[Edit, None, list[Info]]:
-    """One edit; several requests are written one after another into it."""
-    composed: Edit = {}
-    infos = []
-    for request in requests:
-      single, info = edit_one(
-        config, model, params, tokenizer, request, trained
-      )
-      edit_lib.check_finite(single)
-      params = edit_lib.apply_edit(params, single)
-      composed = edit_lib.compose(composed, single)
-      infos.append(info)
-    made = {path: edit_lib.smallest(c) for path, c in composed.items()}
-    return made, state, infos
+  def write(params: Params, request: EditRequest) -> tuple[Edit, Info]:
+    return edit_one(config, model, params, tokenizer, request, trained)
 
-  return Editor(
-    init=lambda params: None,
-    edit=edit,
-    interventions=lambda state: {},
-    edited_paths=paths,
-  )
+  return one_by_one(write, mend_factors.edited_paths(config.layers))
 
 
 def edit_one(

@@ -34,15 +34,14 @@ from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
 from me_jax.edits import rows as rows_lib
 from me_jax.edits import values
-from me_jax.edits.edit import Edit, LowRank
-from me_jax.edits.editor import Editor, Info
+from me_jax.edits.edit import LARGEST_RELATIVE_NORM, Edit, LowRank
+from me_jax.edits.editor import Editor, Info, check_layer, one_by_one
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.config import ModelConfig
 from me_jax.trees import get
 from me_jax.typing import Params, Tokenizer
 
 SMALLEST_KEY_COSINE = 1e-2  # below, the change is out of proportion
-LARGEST_RELATIVE_NORM = 0.05  # of one edit against its kernel
 
 
 def rome(
@@ -67,11 +66,7 @@ def rome(
     ValueError: The layer does not exist, or the factor is missing, not wanted
       or of another width.
   """
-  if not 0 <= config.layer < model.num_layers:
-    raise ValueError(
-      f'method.layer must be in 0 ... {model.num_layers - 1}, got '
-      f'{config.layer}.'
-    )
+  check_layer(config.layer, model)
   if (factor is not None) != config.mom2_adjustment:
     raise ValueError(
       f'method.mom2_adjustment is {config.mom2_adjustment}, but the second '
@@ -84,30 +79,13 @@ def rome(
     )
   path = f'layers/{config.layer}/mlp/down_proj/kernel'
 
-  def edit(
-    params: Params, state: None, requests: Sequence[EditRequest]
-  ) -> tuple[Edit, None, list[Info]]:
-    """One edit; several requests are written one after another into it."""
-    composed: Edit = {}
-    infos = []
-    for request in requests:
-      change, info = edit_one(
-        config, model, params, tokenizer, request, templates, factor
-      )
-      single = {path: change}
-      edit_lib.check_finite(single)
-      params = edit_lib.apply_edit(params, single)
-      composed = edit_lib.compose(composed, single)
-      infos.append(info)
-    made = {path: edit_lib.smallest(c) for path, c in composed.items()}
-    return made, state, infos
+  def write(params: Params, request: EditRequest) -> tuple[Edit, Info]:
+    change, info = edit_one(
+      config, model, params, tokenizer, request, templates, factor
+    )
+    return {path: change}, info
 
-  return Editor(
-    init=lambda params: None,
-    edit=edit,
-    interventions=lambda state: {},
-    edited_paths=(path,),
-  )
+  return one_by_one(write, (path,))
 
 
 def edit_one(
