@@ -311,15 +311,16 @@ def eager():
   jaxtyping.config.update('jaxtyping_disable', False)
 
 
-# One of those that share a search: each operation is compiled by itself, which
-# takes long. edits_batched_values_test compares MEMIT's search with ROME's.
 @pytest.mark.parametrize(
   'name, changes, tolerance',
   [
     ('rome', {'v_num_grad_steps': 2}, 1e-5),
+    ('memit', {'v_num_grad_steps': 2}, 1e-5),
+    ('emmet', {'v_num_grad_steps': 2}, 1e-5),
     ('grace', {'n_iter': 2}, 1e-5),
     ('mend', {}, 1e-4),
     # Adam's first steps divide small numbers by themselves.
+    ('ft_l', {'num_steps': 2}, 1e-3),
     ('ft_m', {'num_steps': 2}, 1e-3),
   ],
 )
