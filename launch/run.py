@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from launch import cache, command_line, evaluation, log, plan
 from me_jax import files, generation, report, sequential
+from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
 from me_jax.data import facts, sample
 from me_jax.data.sources import DataSources
@@ -206,6 +207,14 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
       else None,
       requests=drawn.requests,
       tasks=tasks,
+      analyses=in_loop.make(
+        config,
+        model=model,
+        editor=editor,
+        tasks=tasks,
+        sources=sources,
+        workdir=workdir,
+      ),
       probe=sample.sample_prose(),
       report=write_report,
     )

@@ -14,6 +14,8 @@ _PREFIXES = (
   ('individual', 'ind.'),
   ('unedited', 'unedited'),
 )
+# Analyses whose numbers are not of a model's ability.
+_NO_ABILITY = ('weight_drift', 'saliency')
 _SECTIONS = {
   'Facts': (('reliability', 'rel.'), ('generalization', 'gen.')),
   'Locality': (
@@ -65,7 +67,7 @@ def report(
   first = rows[0]
   headlines: dict[str, str] = {}
   for row in rows:
-    if row.task != edit_task:
+    if row.task not in (edit_task, *_NO_ABILITY):
       headlines.setdefault(row.task, row.metric)
   parts = [f'# {first.run}: {first.method} on {first.model}\n']
   if headlines:

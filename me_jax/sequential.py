@@ -10,13 +10,14 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from me_jax import checkpoints as checkpoints_lib
 from me_jax import files, results
+from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
 from me_jax.data.request import EditRequest
 from me_jax.edits import edit as edit_lib
@@ -50,6 +51,7 @@ class Run:
     tasks: Measures of general ability.
     probe: Ordinary text; a model that finds it less likely than random tokens
       has collapsed.
+    analyses: What else is looked at, by name; see `analysis.in_loop`.
     report: Called after each measured step with the rows so far.
   """
 
@@ -62,6 +64,9 @@ class Run:
   tasks: Sequence[Task]
   probe: str
   task_predictor: Predictor | None = None
+  analyses: Mapping[str, in_loop.Measure] = dataclasses.field(
+    default_factory=dict
+  )
   report: Callable[[list[results.Row]], None] = lambda rows: None
 
 
@@ -247,6 +252,7 @@ class _Measurements:
     self._facts(step, state, fingerprint, everything)
     if everything:
       self._tasks(step, state, fingerprint)
+      self._analyses(step, state, fingerprint)
       self._job.report(self._rows)
 
   def _facts(
@@ -343,6 +349,12 @@ class _Measurements:
         ),
       )
       self._write(step, fingerprint, name, metrics)
+
+  def _analyses(self, step: int, state: ModelState, fingerprint: str) -> None:
+    """Every analysis after `step`, of what the tasks left, too."""
+    for name, measure in self._job.analyses.items():
+      if (step, name) not in self._written:
+        self._write(step, fingerprint, name, measure(step, state.params))
 
   def _make_untouched(self, selection: runner.Selection) -> Untouched | None:
     """What finds the answers of step 0 that a later state leaves as they are;

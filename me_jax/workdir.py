@@ -20,6 +20,7 @@ class Workdir:
   | `checkpoints/`             | one delta per edit step                      |
   | `samples/TASK/STEP.jsonl`  | the model's answer to each item              |
   | `scores/TASK/STEP.jsonl`   | what was read off each answer                |
+  | `analysis/NAME/STEP.*`     | what an analysis averaged over               |
   | `triangle.jsonl`           | scores of fact s after edit step t           |
   | `results.jsonl`            | one row per metric                           |
   | `report.md`                | tables                                       |
@@ -85,6 +86,10 @@ class Workdir:
     """The scores of what `samples` holds."""
     return self.path / 'scores' / task / f'{step:06d}.jsonl'
 
+  def analysis(self, name: str, step: int, kind: str) -> pathlib.Path:
+    """What an analysis of the model after `step` edit steps averaged over."""
+    return self.path / 'analysis' / name / f'{step:06d}.{kind}'
+
   def all_scores(self) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """The records of all `scores` by edit step and task."""
     found: dict[int, dict[str, list[dict[str, Any]]]] = {}
@@ -123,8 +128,9 @@ class Workdir:
     different = [
       f'{name}: {before.get(name, "absent")!r} there, '
       f'{now.get(name, "absent")!r} now'
-      for name in sorted((before.keys() | now.keys()) - _NOT_COMPARED)
+      for name in sorted(before.keys() | now.keys())
       if before.get(name, _ABSENT) != now.get(name, _ABSENT)
+      and _is_compared(name, before, now)
     ]
     if different:
       raise ValueError(
@@ -137,6 +143,8 @@ class Workdir:
   ) -> None:
     """Writes down what this run is, or checks that it is the same as before.
 
+    What is measured may be more than before, or other things: that is added.
+
     Args:
       identity: All that its numbers depend on, nested JSON.
       notes: What is worth knowing beside it, e.g. versions; not compared.
@@ -145,9 +153,13 @@ class Workdir:
       ValueError: As `check`.
     """
     self.check(identity)
-    if not self.config.exists():
-      content = {'identity': dict(identity), 'notes': dict(notes)}
-      files.write_atomic(self.config, json.dumps(content, indent=2) + '\n')
+    content = {'identity': dict(identity), 'notes': dict(notes)}
+    if self.config.exists():
+      content = json.loads(self.config.read_text())
+      content['identity'] = _with_added(content['identity'], identity)
+    text = json.dumps(content, indent=2) + '\n'
+    if not self.config.exists() or text != self.config.read_text():
+      files.write_atomic(self.config, text)
 
 
 def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
@@ -156,8 +168,54 @@ def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
 
 
 # Where the weights are may change; which they are is compared by their hash.
-_NOT_COMPARED = {'config.model.path', 'config.method.network'}
+_PLACES = ('config.model.path', 'config.method.network')
+# What is measured, as lists and by name. It may grow.
+_MEASURED = ('tasks', 'eval_steps', 'analyses')
+_TASK_HASHES = 'tasks'
+# Settings of an analysis, by its name. Without it they move no number.
+_OF_ANALYSIS = ('saliency', 'adjusted_ppl')
 _ABSENT = object()
+
+
+def _is_compared(
+  name: str, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> bool:
+  """Whether a difference in this field is one between two runs."""
+  if name in _PLACES or name in {f'config.{m}' for m in _MEASURED}:
+    return False
+  if name.startswith(f'{_TASK_HASHES}.'):
+    return name in before and name in now
+  for analysis in _OF_ANALYSIS:
+    if name.startswith(f'config.{analysis}.'):
+      taken = (x.get('config.analyses', ()) for x in (before, now))
+      return all(analysis in analyses for analyses in taken)
+  return True
+
+
+def _with_added(
+  stored: dict[str, Any], identity: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The identity with all that was or is now measured."""
+  merged = {**stored, **identity}
+  before, now = stored.get('config', {}), identity.get('config', {})
+  lists = {
+    name: list(dict.fromkeys([*before.get(name, ()), *now[name]]))
+    for name in _MEASURED
+    if name in now
+  }
+  if 'eval_steps' in lists:
+    lists['eval_steps'].sort()
+  kept = {
+    name: before[name]
+    for name in _OF_ANALYSIS
+    if name in before and name in before.get('analyses', ())
+  }
+  if 'config' in identity:
+    merged['config'] = {**before, **now, **lists, **kept}
+  hashes = [x[_TASK_HASHES] for x in (stored, identity) if _TASK_HASHES in x]
+  if hashes:
+    merged[_TASK_HASHES] = dict(pair for h in hashes for pair in h.items())
+  return merged
 
 
 def _flat(value: Any, prefix: str = '') -> dict[str, Any]:

@@ -47,13 +47,13 @@ def _item(sentence='so so', label='positive'):
 
 
 def _labels(tokenizer):
-  return saliency_prompts.label_ids(tokenizer, LABELS)
+  return saliency_prompts.label_words(tokenizer, LABELS)
 
 
 def test_label_words_and_target_are_found():
   tokenizer = WordTokenizer()
   labels = _labels(tokenizer)
-  assert labels == (1001 + 3, 1000 + 3)
+  assert labels == ((), (1001 + 3, 1000 + 3))
   prompt = saliency_prompts.build_prompt(tokenizer, _item(), labels)
   text = ''.join(chr(i - 3) for i in prompt.ids[1:])
   assert [ord(text[p - 1]) for p in prompt.label_positions] == [1000, 1001]
@@ -61,12 +61,24 @@ def test_label_words_and_target_are_found():
   assert prompt.ids[0] == 1 and prompt.gold == LABELS.index('positive')
 
 
-def test_words_of_many_tokens_are_named_by_their_first(caplog):
+def test_words_of_many_tokens_are_known_where_they_part(caplog):
   """A tokenizer without the words: a blank begins both."""
+  tokenizer = CharTokenizer()
   with caplog.at_level(logging.WARNING):
-    with pytest.raises(ValueError, match='begin with the same token'):
-      _labels(CharTokenizer())
-  assert "'negative' has 9 tokens" in caplog.text
+    words = _labels(tokenizer)
+  blank, n, p = (tokenizer.encode(c)[-1] for c in ' np')
+  assert words == ((blank,), (n, p))
+  assert "'negative' has 9 tokens; only number 2 is" in caplog.text
+  prompt = saliency_prompts.build_prompt(tokenizer, _item(), words)
+  assert tokenizer.decode(prompt.ids).endswith('\nReview: so so\nSentiment: ')
+  found = [prompt.ids[i] for i in prompt.label_positions]
+  assert found == [p, n]
+
+
+@pytest.mark.parametrize('labels', [('a', 'ab'), ('ab', 'ac', 'ad', 'ac')])
+def test_words_that_do_not_part_are_refused(labels):
+  with pytest.raises(ValueError, match='cannot tell them apart'):
+    saliency_prompts.label_words(CharTokenizer(), labels)
 
 
 def test_a_tokenizer_that_merges_the_colon():

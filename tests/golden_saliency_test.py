@@ -20,7 +20,7 @@ def stored(golden):
 
 @pytest.fixture(scope='module')
 def label_ids(smollm2):
-  return saliency_prompts.label_ids(smollm2.tokenizer, sst2_icl.LABELS)
+  return saliency_prompts.label_words(smollm2.tokenizer, sst2_icl.LABELS).ids
 
 
 @pytest.fixture(scope='module')

@@ -14,10 +14,13 @@ IDENTITY = {
   'config': {
     'method': {'name': 'rome', 'layer': 5, 'v_lr': 0.5},
     'eval_steps': (0, 1, 10),
-    'tasks': (),
+    'tasks': ('mmlu',),
+    'analyses': (),
+    'saliency': {'limit': 0},
   },
   'weights': 'abc',
   'second_moments': {'5': 'def'},
+  'tasks': {'mmlu': 'old'},
 }
 
 
@@ -89,8 +92,8 @@ def test_the_same_run_claims_again(tmp_path):
     ({'weights': 'xyz'}, ["weights: 'abc' there, 'xyz' now"]),
     ({'config__method__layer': 6}, ['config.method.layer: 5 there, 6 now']),
     (
-      {'config__eval_steps': [0, 1]},
-      ['config.eval_steps: [0, 1, 10] there, [0, 1] now'],
+      {'tasks__mmlu': 'new'},
+      ["tasks.mmlu: 'old' there, 'new' now"],
     ),
     (
       {'config__method__new': 1},
@@ -112,6 +115,34 @@ def test_another_run_is_refused_by_its_fields(tmp_path, changes, said):
   assert str(e.value).count(' there, ') == len(said)
   assert 'Choose another --workdir' in str(e.value)
   assert workdir.identity() == _identity()
+
+
+def test_what_is_measured_may_grow(tmp_path):
+  workdir = Workdir(tmp_path)
+  workdir.claim(IDENTITY, {'jax': '1'})
+  workdir.claim(
+    _identity(
+      config__tasks=['bbh'],
+      config__eval_steps=[5],
+      config__analyses=['saliency'],
+      config__saliency__limit=7,
+      tasks={'bbh': 'other'},
+    ),
+    {},
+  )
+  grown = _identity(
+    config__tasks=['mmlu', 'bbh'],
+    config__eval_steps=[0, 1, 5, 10],
+    config__analyses=['saliency'],
+    config__saliency__limit=7,
+    tasks={'mmlu': 'old', 'bbh': 'other'},
+  )
+  assert workdir.identity() == grown
+  # Less changes nothing, whatever the settings of what is left out.
+  workdir.claim(_identity(), {})
+  assert workdir.identity() == grown
+  with pytest.raises(ValueError, match='config.saliency.limit: 7 there, 0 now'):
+    workdir.claim(_identity(config__analyses=['saliency']), {})
 
 
 @pytest.mark.parametrize('content', ['{"identity": {', '[]', '{}', '7', ''])

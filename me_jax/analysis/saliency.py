@@ -34,13 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from me_jax.config.saliency import LOSSES
 from me_jax.engines.padding import pad_mask
 from me_jax.generation import bucket
 from me_jax.models import llama, sites
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params
-
-LOSSES = ('label_words', 'full_vocabulary')
 
 
 class Prompt(NamedTuple):

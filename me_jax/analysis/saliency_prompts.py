@@ -2,7 +2,9 @@
 each class, as `evals/sst2_icl.py` asks them."""
 
 import logging
+import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from me_jax.analysis.saliency import Prompt
 from me_jax.data.sources import DataSources
@@ -11,17 +13,30 @@ from me_jax.evals.subset import subset
 from me_jax.evals.task import Item
 from me_jax.typing import Tokenizer
 
-# Of the demonstrations, as in Wang et al. 2023.
-SEEDS = (42, 43, 44, 45, 46)
+# Of the subset of sentences, whatever the demonstrations' is.
+_SUBSET_SEED = 42
 
 _STEM = 'Sentiment:'
+
+
+class LabelWords(NamedTuple):
+  """What follows `Sentiment:`.
+
+  Attributes:
+    shared: Tokens that all words begin with, none of most tokenizers. They are
+      part of the prompt, whose last token is the target.
+    ids: The token of each word after those.
+  """
+
+  shared: tuple[int, ...]
+  ids: tuple[int, ...]
 
 
 def read_prompts(
   sources: DataSources,
   tokenizer: Tokenizer,
   *,
-  seed: int = SEEDS[0],
+  seed: int = _SUBSET_SEED,
   limit: int | None = None,
 ) -> list[Prompt]:
   """The development split with the demonstrations of a seed.
@@ -38,70 +53,78 @@ def read_prompts(
     FileNotFoundError: A file is nowhere.
     ValueError: A file is damaged, or a label word is not where it should be.
   """
-  items = subset(sst2_icl.read_items(sources, seed), limit, SEEDS[0])
-  labels = label_ids(tokenizer, sst2_icl.LABELS)
-  return [build_prompt(tokenizer, item, labels) for item in items]
+  items = subset(sst2_icl.read_items(sources, seed), limit, _SUBSET_SEED)
+  words = label_words(tokenizer, sst2_icl.LABELS)
+  return [build_prompt(tokenizer, item, words) for item in items]
 
 
-def label_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[int, ...]:
-  """The first token of each label word behind `Sentiment:`.
+def label_words(tokenizer: Tokenizer, labels: Sequence[str]) -> LabelWords:
+  """The tokens by which the label words behind `Sentiment:` are known.
 
-  Of a word with more than one token the others are not looked at, as in the
-  reference; that is logged.
+  Of a word with more tokens the others are not looked at, as in the reference;
+  that is logged.
 
   Raises:
-    ValueError: Two words begin with one token, or the tokens of `Sentiment:`
-      change with what follows.
+    ValueError: A word begins with the whole of another, or the tokens of
+      `Sentiment:` change with what follows.
   """
   stem = tokenizer.encode(_STEM)
-  first = []
+  words = []
   for label in labels:
     ids = tokenizer.encode(f'{_STEM} {label}')
-    word = ids[len(stem) :]
-    if ids[: len(stem)] != stem or not word:
+    if ids[: len(stem)] != stem or len(ids) == len(stem):
       raise ValueError(
         f'The tokens of {_STEM!r} and a blank before {label!r} merge. The '
         'analysis needs a tokenizer that keeps them apart.'
       )
+    words.append(ids[len(stem) :])
+  shared = len(os.path.commonprefix(words))
+  for label, word in zip(labels, words, strict=True):
+    if len(word) == shared:
+      raise ValueError(
+        f'The label words {", ".join(labels)} begin with the tokens of '
+        f'{label!r}, so the model cannot tell them apart there. Choose other '
+        'words.'
+      )
     if len(word) > 1:
       logging.warning(
-        'The label word %r has %d tokens; only the first is looked at.',
+        'The label word %r has %d tokens; only number %d is looked at.',
         label,
         len(word),
+        shared + 1,
       )
-    first.append(word[0])
-  if len(set(first)) < len(first):
+  ids = tuple(word[shared] for word in words)
+  if len(set(ids)) < len(ids):
     raise ValueError(
-      f'The label words {", ".join(labels)} begin with the same token, so the '
-      'model cannot tell them apart there. Choose other words.'
+      f'Some of the label words {", ".join(labels)} begin with the same token, '
+      'so the model cannot tell them apart there. Choose other words.'
     )
-  return tuple(first)
+  return LabelWords(tuple(words[0][:shared]), ids)
 
 
-def build_prompt(
-  tokenizer: Tokenizer, item: Item, label_ids: Sequence[int]
-) -> Prompt:
+def build_prompt(tokenizer: Tokenizer, item: Item, words: LabelWords) -> Prompt:
   """The prompt of an item of `sst2_icl`.
 
-  Label words are where a label's token follows the last two of `Sentiment:`.
+  Label words are where a label's token follows the last two of `Sentiment:` and
+  what all words begin with.
 
   Args:
     tokenizer: The model's.
     item: Sentence, label and demonstrations.
-    label_ids: In the order of `sst2_icl.LABELS`.
+    words: In the order of `sst2_icl.LABELS`.
 
   Raises:
     ValueError: There are more or fewer such places than demonstrations.
   """
-  ids = tokenizer.encode(sst2_icl.prompt(item))
-  colon = tokenizer.encode(_STEM)[-2:]
+  ids = [*tokenizer.encode(sst2_icl.prompt(item)), *words.shared]
+  cue = [*tokenizer.encode(_STEM)[-2:], *words.shared]
   found = tuple(
     i
-    for i in range(2, len(ids))
-    if ids[i] in label_ids and ids[i - 2 : i] == colon
+    for i in range(len(cue), len(ids))
+    if ids[i] in words.ids and ids[i - len(cue) : i] == cue
   )
   expected = len(item.fields['demonstrations'])
-  if len(found) != expected or ids[-2:] != colon:
+  if len(found) != expected or ids[-len(cue) :] != cue:
     raise ValueError(
       f'Item {item.id!r}: expected {expected} label words behind {_STEM!r} and '
       f'{_STEM!r} at the end, found label words at {list(found)} of '

@@ -17,17 +17,20 @@ from me_jax.config.memit import (
   memit_update_weight,
 )
 from me_jax.config.mend import MendConfig, MendTrainingConfig, mend_preset
+from me_jax.config.model import ModelSource
 from me_jax.config.rome import RomeConfig
 from me_jax.config.run import (
   EvalConfig,
   FactsConfig,
-  ModelSource,
   RunConfig,
   SecondMomentConfig,
 )
+from me_jax.config.saliency import SaliencyConfig
+from me_jax.config.sweep import Cell
 
 __all__ = [
   'AdjustedPerplexityConfig',
+  'Cell',
   'EmmetConfig',
   'EvalConfig',
   'FactsConfig',
@@ -39,6 +42,7 @@ __all__ = [
   'ModelSource',
   'RomeConfig',
   'RunConfig',
+  'SaliencyConfig',
   'SecondMomentConfig',
   'checked',
   'emmet_preset',

@@ -3,7 +3,7 @@
 import dataclasses
 
 from me_jax.config.checks import at_least, one_of
-from me_jax.config.run import ModelSource
+from me_jax.config.model import ModelSource
 
 NGRAMS = (1, 2, 3, 4)
 

@@ -3,20 +3,10 @@
 import dataclasses
 from typing import Any
 
+from me_jax.config.adjusted_perplexity import AdjustedPerplexityConfig
 from me_jax.config.checks import at_least, one_of
-
-
-@dataclasses.dataclass(kw_only=True)
-class ModelSource:
-  """Which model.
-
-  Attributes:
-    name: A preset, a hub id, or a directory or GGUF file.
-    path: Where the weights of the preset are, if not at their usual place.
-  """
-
-  name: str
-  path: str = ''
+from me_jax.config.model import ModelSource
+from me_jax.config.saliency import SaliencyConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,6 +91,9 @@ class EvalConfig:
     at_least('evals.lower_layers_gb', self.lower_layers_gb, 0)
 
 
+ANALYSES = ('weight_drift', 'saliency', 'adjusted_ppl')
+
+
 @dataclasses.dataclass(kw_only=True)
 class RunConfig:
   """One sequential run: edits one after another, measured on the way.
@@ -115,6 +108,11 @@ class RunConfig:
     eval_steps: Numbers of edits after which everything is measured.
     tasks: Measures of general ability taken at those steps.
     evals: How they are taken.
+    analyses: What else is looked at after those steps: 'weight_drift',
+      'saliency', 'adjusted_ppl' (of the answers to `commonsenseqa_whole`, which
+      must be among the tasks).
+    saliency: How the second is taken.
+    adjusted_ppl: How the third is taken.
     limit: Items per task, a seeded nested subset; 0 for all.
     seed: Of templates, subsets and bootstrap intervals.
     stop_on_collapse: End the run when the edited model is beyond use:
@@ -130,6 +128,11 @@ class RunConfig:
   eval_steps: tuple[int, ...] = (0, 1, 10, 20, 100)
   tasks: tuple[str, ...] = ()
   evals: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  analyses: tuple[str, ...] = ()
+  saliency: SaliencyConfig = dataclasses.field(default_factory=SaliencyConfig)
+  adjusted_ppl: AdjustedPerplexityConfig = dataclasses.field(
+    default_factory=AdjustedPerplexityConfig
+  )
   limit: int = 0
   seed: int = 0
   stop_on_collapse: bool = False
@@ -138,6 +141,16 @@ class RunConfig:
     at_least('num_edits', self.num_edits, 1)
     at_least('edit_batch_size', self.edit_batch_size, 1)
     at_least('limit', self.limit, 0)
+    for name in self.analyses:
+      one_of('analyses', name, ANALYSES)
+    if (
+      'adjusted_ppl' in self.analyses
+      and 'commonsenseqa_whole' not in self.tasks
+    ):
+      raise ValueError(
+        'The analysis adjusted_ppl reads answers to commonsenseqa_whole: add '
+        'that to tasks.'
+      )
     for edits in self.eval_steps:
       if not isinstance(edits, int):
         raise ValueError(

@@ -7,6 +7,7 @@ has an embedding model. Without, the first eight training questions are taken
 (`commonsenseqa_gen_1da2d0`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,6 +42,16 @@ def commonsenseqa(context: TaskContext) -> GenerationTask:
     stop_when=letters.capital_decided(LETTERS),
     readings=letters.capital_readings(LETTERS, 'answerKey'),
     extra_metrics=lambda samples: aggregates.spread(samples, LETTERS, 'oc'),
+  )
+
+
+def commonsenseqa_whole(context: TaskContext) -> GenerationTask:
+  """The same with answers that go on after they are decided, up to 100 tokens:
+  what adjusted perplexity reads."""
+  settings = dataclasses.replace(context.settings, early_stop=False)
+  return dataclasses.replace(
+    commonsenseqa(dataclasses.replace(context, settings=settings)),
+    name='commonsenseqa_whole',
   )
 
 

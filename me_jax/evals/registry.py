@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from me_jax.evals.axb import axb
 from me_jax.evals.bbh import bbh
 from me_jax.evals.c3 import c3
-from me_jax.evals.commonsenseqa import commonsenseqa
+from me_jax.evals.commonsenseqa import commonsenseqa, commonsenseqa_whole
 from me_jax.evals.commonsenseqa_cloze import commonsenseqa_cloze
 from me_jax.evals.math import math, math_own_exemplars, math_plain
 from me_jax.evals.mbpp import mbpp
@@ -32,6 +32,7 @@ BENCHMARKS: Mapping[str, Callable[[TaskContext], Task]] = {
 TASKS: Mapping[str, Callable[[TaskContext], Task]] = {
   **BENCHMARKS,
   'commonsenseqa_cloze': commonsenseqa_cloze,
+  'commonsenseqa_whole': commonsenseqa_whole,
   'math_own_exemplars': math_own_exemplars,
   'math_plain': math_plain,
   'mmlu_cloze': mmlu_cloze,
@@ -47,6 +48,7 @@ OFFICIAL_ITEMS: Mapping[str, int] = {
   'c3': 1825,
   'commonsenseqa': 1221,
   'commonsenseqa_cloze': 1221,
+  'commonsenseqa_whole': 1221,
   'math': 5000,
   'math_own_exemplars': 5000,
   'math_plain': 5000,
