@@ -19,10 +19,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import cache, evaluation, inventory, log
+from launch import cache, evaluation, inventory, log, versions
 from me_jax import files, generation, rebuild, report, results
 from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
+from me_jax.evals.task import fingerprint
 from me_jax.evals.untouched import Room, Untouched
 from me_jax.models import load
 from me_jax.progress import Progress, duration
@@ -88,8 +89,13 @@ def main(argv: list[str]) -> None:
     if _LIST_TASKS.value:
       print(inventory.task_table())
     elif _CHECK_DATA.value:
-      names = _TASKS.value or list(registry.OFFICIAL_ITEMS)
-      print(inventory.data_table(names, evaluation.sources(_DATA_ROOT.value)))
+      names = _TASKS.value or list(registry.TASKS)
+      table, complete = inventory.data_table(
+        names, evaluation.sources(_DATA_ROOT.value)
+      )
+      print(table)
+      if not complete:
+        sys.exit(1)
     else:
       evaluate(settings)
   except (OSError, ValueError, KeyError, RuntimeError) as e:
@@ -112,6 +118,8 @@ def evaluate(settings: EvalConfig) -> None:
     f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     flush=True,
   )
+  prompts = evaluation.prompt_kind(name, settings)
+  print(f'Prompts: {prompts}', flush=True)
   tasks = evaluation.make_tasks(
     _TASKS.value,
     model=name,
@@ -119,6 +127,7 @@ def evaluate(settings: EvalConfig) -> None:
     data=evaluation.sources(_DATA_ROOT.value),
     settings=settings,
     allow_code_execution=_ALLOW_CODE_EXECUTION.value,
+    max_positions=model.config.max_positions,
   )
   identity = {
     'config': {
@@ -132,8 +141,10 @@ def evaluate(settings: EvalConfig) -> None:
     },
     'weights': state.fingerprint,
     'tokenizer': model.tokenizer.fingerprint,
+    'tasks': {task.name: fingerprint(task) for task in tasks},
+    'prompts': prompts,
   }
-  workdir.claim(identity, {'device': jax.devices()[0].device_kind})
+  workdir.claim(identity, versions.notes())
   predictor = generation.LlamaPredictor(
     model.config,
     model.tokenizer,
@@ -147,6 +158,7 @@ def evaluate(settings: EvalConfig) -> None:
       limit=_LIMIT.value or None,
       seed=_SEED.value,
       shares_prefixes=settings.shared_prefix,
+      stores_prompts=settings.store_prompts,
     )
     known = _known(selection, predictor, state, settings)
     metrics = runner.evaluate(

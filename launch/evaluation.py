@@ -31,12 +31,14 @@ def make_tasks(
   data: DataSources,
   settings: EvalConfig,
   allow_code_execution: bool,
+  max_positions: int | None = None,
 ) -> list[Task]:
   """The tasks, ready to be asked of a model and scored.
 
   Raises:
-    ValueError: There is no such task, or one runs code and that is not
-      allowed.
+    ValueError: There is no such task, one runs code and that is not allowed,
+      or its window is longer than `max_positions`, the longest sequence that
+      the model was trained for.
     RuntimeError: Code cannot be kept apart on this machine.
   """
   runs_code = [
@@ -58,14 +60,34 @@ def make_tasks(
     is_chat=is_chat(model, settings),
     sandbox=sandbox,
   )
-  return [registry.make_task(name, context) for name in names]
+  tasks = [registry.make_task(name, context) for name in names]
+  for task in tasks:
+    if max_positions and task.context.window > max_positions:
+      raise ValueError(
+        f'{task.name} has a window of {task.context.window} tokens, and '
+        f'{model} was trained for {max_positions}: ask '
+        f'{registry.base_name(task.name)}@{max_positions} instead.'
+      )
+  return tasks
 
 
 def is_chat(model: str, settings: EvalConfig) -> bool:
-  """Whether dialogues are put to the model in chat markup."""
+  """Whether dialogues are put to the model in chat markup.
+
+  What 'auto' means is known of the presets, by name or by hub id.
+  """
   if settings.prompts == 'auto':
-    return model in PRESETS and PRESETS[model].is_chat
+    return any(
+      preset.is_chat
+      for name, preset in PRESETS.items()
+      if model in (name, preset.source)
+    )
   return settings.prompts == 'chat'
+
+
+def prompt_kind(model: str, settings: EvalConfig) -> str:
+  """'chat' or 'base', as a run says and keeps it."""
+  return 'chat' if is_chat(model, settings) else 'base'
 
 
 def acting(editor: Editor | None) -> dict[str, Any]:

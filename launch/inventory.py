@@ -1,13 +1,11 @@
 """What tasks there are, and what of their data is at hand."""
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 
-from me_jax import files
 from me_jax.data.sources import DataSources
-from me_jax.evals import registry
-from me_jax.evals.task import TaskContext
+from me_jax.evals import known_data, registry
+from me_jax.evals.task import TaskContext, fingerprint
 from me_jax.models.tokenizer import byte_tokenizer
 
 
@@ -29,28 +27,29 @@ def task_table() -> str:
   return '\n'.join(lines)
 
 
-def data_table(names: Sequence[str], sources: DataSources) -> str:
-  """One line per task: items found and expected, a hash of them, or what is
-  missing."""
+def data_table(names: Sequence[str], sources: DataSources) -> tuple[str, bool]:
+  """One line per task: items found and expected, a hash of all that is asked
+  and whether it is that of the public files, or what is missing.
+
+  Returns:
+    The table, and whether nothing is missing.
+  """
   # Any tokenizer: prompts are made to read what they are made from.
   context = TaskContext(sources=sources, tokenizer=byte_tokenizer())
-  lines = [f'{"task":20} {"items":>7} {"of":>7}  sha256']
+  lines = [f'{"task":20} {"items":>7} {"of":>7}  {"hash":16}  data']
+  complete = True
   for name in names:
     expected = registry.OFFICIAL_ITEMS.get(registry.base_name(name), 0)
     task = registry.make_task(name, context)
     try:
-      items = task.items()
-      # Exemplars are data, too.
-      for item in {item.group: item for item in items}.values():
-        task.request(item)
+      items, digest = task.items(), fingerprint(task)
     except (FileNotFoundError, ValueError) as e:
+      complete = False
       lines.append(f'{name:20} {"-":>7} {expected:7,}  {e}')
       continue
-    digest = hashlib.sha256()
-    for item in items:
-      content = [item.id, item.group, item.fields]
-      digest.update(files.canonical_json(content).encode())
+    known = known_data.HASHES.get(name, {})
     lines.append(
-      f'{name:20} {len(items):7,} {expected:7,}  {digest.hexdigest()[:16]}'
+      f'{name:20} {len(items):7,} {expected or len(items):7,}  {digest}  '
+      f'{known.get(digest, "not known here")}'
     )
-  return '\n'.join(lines)
+  return '\n'.join(lines), complete

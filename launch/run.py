@@ -8,10 +8,8 @@ same command again resumes. See the README for what a run prints and keeps.
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import pathlib
-import platform
 import sys
 import time
 
@@ -19,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import cache, command_line, evaluation, log, plan
+from launch import cache, command_line, evaluation, log, plan, versions
 from me_jax import files, generation, report, sequential
 from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
@@ -75,8 +73,6 @@ _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print what would be done: states, items, tokens.'
 )
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
@@ -128,6 +124,9 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     flush=True,
   )
+  prompts = evaluation.prompt_kind(config.model.name, config.evals)
+  if config.tasks:
+    print(f'Prompts: {prompts}', flush=True)
   # What is missing or does not belong here is found before the slow work.
   tasks = evaluation.make_tasks(
     config.tasks,
@@ -136,6 +135,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     data=sources,
     settings=config.evals,
     allow_code_execution=_ALLOW_CODE_EXECUTION.value,
+    max_positions=model.config.max_positions,
   )
   identity = {
     'config': dataclasses.asdict(config),
@@ -143,6 +143,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     'tokenizer': model.tokenizer.fingerprint,
     'facts': drawn.sha256,
     'tasks': {task.name: fingerprint(task) for task in tasks},
+    'prompts': prompts,
     **registry.trained(config.method),
   }
   workdir.check(identity)
@@ -157,9 +158,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     {
       'case_ids': drawn.case_ids,
       'facts_counts': drawn.counts,
-      'device': jax.devices()[0].device_kind,
-      'python': platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+      **versions.notes(),
     },
   )
   if not workdir.facts.exists():

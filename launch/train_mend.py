@@ -12,9 +12,7 @@ networks so far), `curve.jsonl`, the same for TensorBoard (`tensorboard
 """
 
 import dataclasses
-import importlib.metadata
 import pathlib
-import platform
 import sys
 import time
 
@@ -23,7 +21,7 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import cache, command_line, evaluation, log
+from launch import cache, command_line, evaluation, log, versions
 from me_jax.config import MendTrainingConfig
 from me_jax.data import facts, training_facts
 from me_jax.edits import mend_examples, mend_loop
@@ -59,8 +57,6 @@ _KEPT_GB = flags.DEFINE_float(
   'computed again each time an example comes: slower, the same numbers.',
   lower_bound=0,
 )
-
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def main(argv: list[str]) -> None:
@@ -115,9 +111,7 @@ def train(config: MendTrainingConfig) -> None:
     identity,
     {
       'facts_counts': split.counts,
-      'device': jax.devices()[0].device_kind,
-      'python': platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+      **versions.notes(),
     },
   )
   training, validation = (

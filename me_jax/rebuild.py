@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from me_jax import files, trees
+from me_jax import files
 from me_jax.checkpoints import Checkpoints, state_digest
 from me_jax.edits import registry
 from me_jax.edits.edit import Edit, compose
 from me_jax.edits.editor import Editor
-from me_jax.models import load
+from me_jax.models import language_model, load
 from me_jax.models.language_model import LanguageModel
 from me_jax.workdir import Workdir
 
@@ -175,7 +175,9 @@ def _rebuild(
   }
   checkpoints.close()
   model = dataclasses.replace(
-    base, params=params, fingerprint=trees.fingerprint(params)
+    base,
+    params=params,
+    fingerprint=language_model.fingerprint(base.config, params),
   )
   return model, num_facts
 

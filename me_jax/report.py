@@ -198,7 +198,10 @@ def _members(
     return {}
   scores: dict[int, dict[str, float]] = {}
   for row in headlines:
-    scores.setdefault(row.num_edits, {})[row.task] = row.value
+    found = scores.setdefault(row.num_edits, {})
+    # A mean over a part of its groups is no member.
+    if '_of_' not in row.metric:
+      found[row.task] = row.value
   return {
     num_edits: (
       [found[name] for name in registry.BENCHMARKS if name in found],

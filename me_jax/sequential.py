@@ -219,6 +219,7 @@ class _Measurements:
         limit=job.config.limit or None,
         seed=job.config.seed,
         shares_prefixes=job.config.evals.shared_prefix,
+        stores_prompts=job.config.evals.store_prompts,
       )
       for task in job.tasks
     ]

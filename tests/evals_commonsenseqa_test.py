@@ -112,7 +112,7 @@ def test_exemplars_may_be_listed(sources, tmp_path):
   commonsenseqa_exemplars.write(path, chosen)
   task = _task(sources, exemplars=f'file:{path}')
   fixed = _task(sources)
-  assert task.version == 'commonsenseqa_gen_c946f2'
+  assert task.version == 'commonsenseqa_gen_c946f2, listed exemplars'
   assert fixed.version == 'commonsenseqa_gen_1da2d0'
   item = task.items()[0]
   text = task.prompt(item, task.fewshot(item))

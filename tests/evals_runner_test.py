@@ -3,6 +3,7 @@ import dataclasses
 import json
 import random
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from evals_fakes import FakePredictor, folder, task_context
@@ -50,10 +51,11 @@ class Echo:
     version='1',
   ):
     self.mode = mode
+    self.context = task_context(folder(None))
     self.version = version
     self._text = perplexity.Perplexity(
       name='echo',
-      context=task_context(folder(None)),
+      context=self.context,
       read=lambda: 'word ' * (103 * n),
     )
     self._n = n
@@ -104,13 +106,20 @@ def _places(path):
 
 
 def _evaluate(
-  task, predictor, path, weights='theta0', limit=None, shares=True, **kwargs
+  task,
+  predictor,
+  path,
+  weights='theta0',
+  limit=None,
+  shares=True,
+  state=STATE,
+  **kwargs,
 ):
   selection = runner.select(task, limit=limit, shares_prefixes=shares)
   return runner.evaluate(
     selection,
     predictor,
-    STATE,
+    state,
     state_fingerprint=weights,
     **_places(path),
     **kwargs,
@@ -226,8 +235,9 @@ def test_records_say_whose_they_are(tmp_path):
     assert record['decode'] == {'score_context': True}
   scores = _lines(path.with_suffix('.scores'))
   for item, record, score in zip(items, _lines(path), scores, strict=True):
-    names = ('doc_id', 'group', 'prompt_hash', 'state_fingerprint', 'nonfinite')
-    expected = {name: record[name] for name in names}
+    names = ('doc_id', 'group', 'version', 'prompt_hash', 'state_fingerprint')
+    expected = {name: record[name] for name in (*names, 'nonfinite')}
+    expected['profile'] = 'oc-2023-12'
     assert score == {**expected, **task.score(item, record)}
 
 
@@ -257,6 +267,42 @@ def test_answers_to_something_else_are_refused(
     _evaluate(Echo(mode, **changes), predictor, path, weights)
   assert 'a.jsonl' in str(info.value)
   assert predictor.batches == [] and _files(path) == before
+
+
+@pytest.mark.parametrize('mode', ['ppl', 'gen'])
+def test_other_weights_of_the_same_name_are_refused(tmp_path, mode):
+  """Whatever fingerprint a caller gives them."""
+  path = tmp_path / 'a.jsonl'
+  first, second = (
+    ModelState({'kernel': jnp.zeros((2, 3)).at[1, 1].set(x)}, editor=None)
+    for x in (1.0, 1.0 + 1e-7)
+  )
+  _evaluate(Echo(mode), FakePredictor(), path, limit=5, state=first)
+  before = _files(path)
+  predictor = FakePredictor()
+  with pytest.raises(ValueError, match="stored with state_checksum '"):
+    _evaluate(Echo(mode), predictor, path, limit=5, state=second)
+  assert predictor.batches == [] and _files(path) == before
+  _evaluate(Echo(mode), predictor, path, limit=5, state=first)
+  assert predictor.batches == []
+
+
+def test_prompts_are_stored_if_asked_for(tmp_path):
+  task = Echo('gen')
+  selection = runner.select(task, limit=2, stores_prompts=True)
+  path = tmp_path / 'a.jsonl'
+  runner.evaluate(
+    selection,
+    FakePredictor(),
+    STATE,
+    state_fingerprint='theta0',
+    path=path,
+    scores_path=tmp_path / 'scores.jsonl',
+  )
+  decode = task.context.tokenizer.decode
+  assert [r['arguments'] for r in _lines(path)] == [
+    [decode(task.request(item).prompt)] for item in selection.items
+  ]
 
 
 def test_a_likelihood_without_its_context_is_refused(tmp_path):
@@ -293,7 +339,7 @@ def test_two_writers_and_foreign_records_are_noticed(tmp_path):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id": "0"}\n')
   with pytest.raises(
-    ValueError, match='lacks decode, prompt_hash, state_fingerprint, version'
+    ValueError, match='lacks decode, prompt_hash, state_checksum, state_fin'
   ):
     _evaluate(Echo(n=2), FakePredictor(), path)
   path.write_text('{"doc_id"\n' + line)

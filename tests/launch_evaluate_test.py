@@ -262,10 +262,12 @@ def test_data_at_hand_and_missing(start, root, tmp_path):
     '--tasks=mmlu,mmlu_cloze,wikitext_ppl,sample_ppl,bbh@4096',
     f'--data_root={tmp_path / "half"}',
   )
-  found = _lines_by_task(_finish(everything))
-  assert found.keys() == OFFICIAL_ITEMS.keys()
-  name, items, official, digest = found['commonsenseqa'].split()
+  found = _lines_by_task(_incomplete(everything))
+  assert list(found) == list(TASKS)
+  name, items, official, digest, known = found['commonsenseqa'].split(None, 4)
   assert (items, official, len(digest)) == ('12', '1,221', 16)
+  assert known == 'not known here'
+  assert found['sample_ppl'].endswith('  the text of this package')
   for name, file in (
     ('axb', 'superglue_axb/AX-b.jsonl'),
     ('bbh', 'bbh/boolean_expressions.json'),
@@ -275,12 +277,18 @@ def test_data_at_hand_and_missing(start, root, tmp_path):
   ):
     assert file in found[name] and found[name].split()[1] == '-'
     assert str(root / 'data') in found[name]
-  found = _lines_by_task(_finish(half))
+  found = _lines_by_task(_incomplete(half))
   assert 'mmlu/dev/abstract_algebra_dev.csv' in found['mmlu']
   assert found['mmlu_cloze'].split()[1:3] == ['57', '14,042']
   assert 'wikitext/wiki.test.raw' in found['wikitext_ppl']
-  assert len(found['sample_ppl'].split()) == 4
   assert 'bbh/boolean_expressions.json' in found['bbh@4096']
+
+
+def _incomplete(process):
+  """What is printed where something is missing."""
+  out, err = process.communicate()
+  assert process.returncode == 1, err
+  return out
 
 
 def _lines_by_task(out):

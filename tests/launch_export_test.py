@@ -5,10 +5,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from me_jax import trees
 from me_jax.checkpoints import Checkpoints
 from me_jax.edits.edit import LowRank, apply_edit, load_edit
-from me_jax.models import load
+from me_jax.models import language_model, load
 from me_jax.workdir import Workdir
 
 PATH = 'layers/2/mlp/down_proj/kernel'
@@ -48,9 +47,9 @@ def test_what_a_run_made_of_the_model(tiny, tmp_path):
   done = _export(run, '--without=2', f'--output={output}')
   out, err = done.communicate()
   assert done.returncode == 0, err
-  assert trees.fingerprint(expected)[:12] in out
+  assert language_model.fingerprint(tiny.config, expected)[:12] in out
   found = load.load_model(str(output))
-  assert found.fingerprint == trees.fingerprint(expected)
+  assert found.fingerprint == language_model.fingerprint(tiny.config, expected)
 
   output = tmp_path / 'edit.safetensors'
   done = _export(run, '--edit_step=2', '--format=edit', f'--output={output}')

@@ -8,7 +8,7 @@ import safetensors.numpy
 
 from me_jax import trees
 from me_jax.models import config as config_lib
-from me_jax.models import convert, hub, load
+from me_jax.models import convert, hub, language_model, load
 from me_jax.models import tokenizer as tokenizer_lib
 
 CONFIG = config_lib.ModelConfig(
@@ -58,7 +58,7 @@ def test_round_trip_is_exact(tmp_path, tied, max_shard_bytes):
   config, params, tokenizer = convert.read_hf(tmp_path)
   assert config == model.config
   assert_same_weights(params, model.params)
-  assert trees.fingerprint(params) == model.fingerprint
+  assert language_model.fingerprint(config, params) == model.fingerprint
   assert tokenizer.fingerprint == model.tokenizer.fingerprint
   shards = sorted(tmp_path.glob('model-*.safetensors'))
   if max_shard_bytes > 6_000:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from me_jax import trees
-from me_jax.models import checkpoint, convert, load
+from me_jax.models import checkpoint, convert, language_model, load
 from me_jax.models import config as config_lib
 
 
@@ -55,19 +55,25 @@ def test_written_models_load_by_path_bit_for_bit(tiny, tmp_path, format):
   assert (named.name, named.fingerprint) == ('tiny', tiny.fingerprint)
 
 
+def _with_config(model, config):
+  return language_model.language_model(
+    config, model.params, model.tokenizer, name=model.name
+  )
+
+
 def test_a_path_must_hold_the_shape_of_the_preset(tiny, tmp_path):
   config = dataclasses.replace(tiny.config, norm_eps=1e-6, max_positions=64)
-  load.save_orbax(tmp_path / 'm', dataclasses.replace(tiny, config=config))
+  load.save_orbax(tmp_path / 'm', _with_config(tiny, config))
   with pytest.raises(ValueError) as e:
     load.load_model('tiny', path=str(tmp_path / 'm'))
   assert 'norm_eps is 1e-06, expected 1e-05' in str(e.value)
-  assert 'max_positions is 64, expected 512' in str(e.value)
+  assert 'max_positions is 64, expected 2048' in str(e.value)
   assert 'embed_dim' not in str(e.value)
 
 
 def test_dtype_is_the_presets_choice(tiny, tmp_path):
   config = dataclasses.replace(tiny.config, dtype='bfloat16')
-  load.save_orbax(tmp_path / 'm', dataclasses.replace(tiny, config=config))
+  load.save_orbax(tmp_path / 'm', _with_config(tiny, config))
   assert load.load_model(str(tmp_path / 'm')).config.dtype == 'bfloat16'
   assert load.load_model('tiny', path=str(tmp_path / 'm')).config == tiny.config
 
@@ -145,7 +151,10 @@ def test_one_changed_weight_changes_the_fingerprint(tiny):
   path = 'layers/0/mlp/up_proj/kernel'
   leaf = trees.get(tiny.params, path)
   other = trees.set_leaf(tiny.params, path, leaf.at[3, 4].add(1e-3))
-  assert trees.fingerprint(other) != tiny.fingerprint
+  assert language_model.fingerprint(tiny.config, other) != tiny.fingerprint
+  wider = dataclasses.replace(tiny.config, rope_theta=5e5)
+  shaped = language_model.fingerprint(wider, tiny.params)
+  assert shaped != tiny.fingerprint
 
 
 def files_of(directory):

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,29 @@ def test_set_leaf_shares_all_other_leaves():
 def test_set_leaf_leaves_its_input():
   trees.set_leaf(PARAMS, 'norm/scale', np.zeros(2, np.float32))
   np.testing.assert_array_equal(PARAMS['norm']['scale'], 1)
+
+
+def test_checksum_sees_every_bit_and_place():
+  tree = {
+    'a': jnp.arange(6.0).reshape(2, 3),
+    'b': (
+      jnp.ones(4, jnp.bfloat16),
+      np.arange(3, dtype=np.int32),
+      jnp.array([True, False]),
+    ),
+  }
+  again = jax.tree.map(jnp.asarray, tree)
+  others = [
+    {**tree, 'a': tree['a'].at[1, 2].set(np.nextafter(np.float32(5), 6))},
+    {**tree, 'a': tree['a'][:, jnp.array([1, 0, 2])]},
+    {**tree, 'a': tree['a'].reshape(3, 2)},
+    {**tree, 'b': (-tree['b'][0], *tree['b'][1:])},
+    {**tree, 'b': (*tree['b'][:2], jnp.array([False, True]))},
+  ]
+  prints = [trees.checksum(t) for t in (tree, *others)]
+  assert len(set(prints)) == len(prints)
+  assert trees.checksum(again) == prints[0] and len(prints[0]) == 16
+  assert trees.checksum({}) != prints[0]
 
 
 def test_fingerprint_is_of_the_weights_not_of_their_container():

@@ -66,6 +66,7 @@ class EvalConfig:
     refill: A row whose answer ended takes the next prompt at once.
     lower_layers_gb: Host memory for what enters the first edited layer where
       likelihoods are asked, which no edit changes; 0 computes it each time.
+    store_prompts: Keep the text that was asked with each answer.
     copy_untouched: Where a method that acts in the forward pass finds nothing
       to do in an item, the unedited model's answer is copied.
   """
@@ -79,6 +80,7 @@ class EvalConfig:
   refill: bool = True
   lower_layers_gb: float = 1.0
   copy_untouched: bool = True
+  store_prompts: bool = False
 
   def __post_init__(self):
     one_of('evals.profile', self.profile, ('oc-2023-12', 'oc-2024-01'))
@@ -114,7 +116,7 @@ class RunConfig:
     saliency: How the second is taken.
     adjusted_ppl: How the third is taken.
     limit: Items per task, a seeded nested subset; 0 for all.
-    seed: Of templates, subsets and bootstrap intervals.
+    seed: Of context templates and subsets.
     stop_on_collapse: End the run when the edited model is beyond use:
       non-finite or worse than guessing on its own vocabulary.
   """

@@ -87,6 +87,14 @@ class DataSources:
   env_root: pathlib.Path | None = None
   allow_hub: bool = True
 
+  def is_local(self, relative_path: str) -> bool:
+    """Whether the file need not come from the hub."""
+    roots = (self.data_root, self.env_root)
+    return any(
+      root is not None and (pathlib.Path(root) / relative_path).is_file()
+      for root in roots
+    )
+
   def find(
     self, relative_path: str, hub: HubFile | HubTable | None = None
   ) -> pathlib.Path:

@@ -9,15 +9,17 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from me_jax.data.sources import DataSources, HubTable, field
-from me_jax.evals import letters
+from me_jax.evals import aggregates, letters
 from me_jax.evals.bbh_tasks import CHOICE, TASKS
 from me_jax.evals.generation_task import GenerationTask, Reading
 from me_jax.evals.prompts import Turn, human
-from me_jax.evals.task import Item, TaskContext
+from me_jax.evals.task import Item, Metric, Record, TaskContext
+
+OPTIONS = tuple('ABCDEFGHIJKLMNOPQR')  # as many as a question has
 
 _OC_MARK = re.compile('answer is ')
 _CLEAN_MARK = re.compile('answer is[ :]')
@@ -49,7 +51,22 @@ def bbh(context: TaskContext) -> GenerationTask:
       Reading(name='clean', filter=_read_clean, mark=_mark_clean),
     ),
     macro_over=tuple(TASKS),
+    extra_metrics=_letters,
   )
+
+
+def _letters(samples: Sequence[Record]) -> list[Metric]:
+  """Which options were chosen in the tasks that have some, and how often what
+  was read is none."""
+  chosen = [s for s in samples if TASKS[s['group']].kind == CHOICE]
+  if not chosen:
+    return []
+  found = aggregates.spread(chosen, OPTIONS, 'oc')
+  others = sum(s['filtered_resps']['oc'] not in OPTIONS for s in chosen)
+  return [
+    *found,
+    aggregates.share('predicted_no_option', others, len(chosen)),
+  ]
 
 
 def choice(text: str) -> str:

@@ -245,6 +245,11 @@ def _members(shared: SharedItems, task: str) -> list[np.ndarray]:
   groups: dict[str, list[int]] = {}
   for index, (record, _) in enumerate(shared.pairs):
     groups.setdefault(record['group'], []).append(index)
+  if missing := sorted(shared.groups - groups.keys()):
+    raise ValueError(
+      f'{task}: a mean over groups, and the two states share no item of '
+      f'{", ".join(missing)}. Take the same limit and seed for both.'
+    )
   return [np.array(groups[name]) for name in sorted(groups)]
 
 

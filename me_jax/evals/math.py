@@ -71,10 +71,12 @@ def math_own_exemplars(context: TaskContext) -> GenerationTask:
       if math_exemplars.question(item.fields['problem']) not in shown
     ]
 
+  pool = 'math/fewshot_pool.jsonl'
+  origin = 'other' if context.sources.is_local(pool) else 'hub'
   return _task(
     context,
     'math_own_exemplars',
-    version='math_gen_265cce, other exemplars',
+    version=f'math_gen_265cce, {origin} exemplars',
     exemplars=exemplars,
     docs=other_items,
   )

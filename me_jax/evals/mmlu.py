@@ -230,7 +230,7 @@ def _rows(
     except csv.Error as e:
       raise ValueError(f'{path} is not valid CSV: {e}. Fetch it again.') from e
     for number, row in enumerate(records, start=1):
-      if len(row) != len(_COLUMNS) or row[-1] not in LETTERS:
+      if len(row) != len(_COLUMNS) or row[-1] not in tuple(LETTERS):
         raise ValueError(
           f'{path}: record {number} should be a question, four answers and '
           f'a letter of {LETTERS}, found {row!r:.200}.'

@@ -59,6 +59,8 @@ OFFICIAL_ITEMS: Mapping[str, int] = {
   'tydiqa': 6322,
   'tydiqa_goldp': 5077,
 }
+# Texts in windows of their own.
+_NO_WINDOW = frozenset({'sample_ppl', 'wikitext_ppl'})
 # Scoring these runs programs that the model wrote.
 RUNS_CODE = frozenset({'mbpp'})
 
@@ -86,5 +88,10 @@ def make_task(name: str, context: TaskContext) -> Task:
     )
   if not at:
     return TASKS[base](context)
+  if base in _NO_WINDOW:
+    raise ValueError(
+      f'{base} reads its text in windows of 512 tokens, whatever the window of '
+      f'prompts: {name!r} would be the same under another name.'
+    )
   task = TASKS[base](dataclasses.replace(context, window=int(window)))
   return dataclasses.replace(task, name=name)

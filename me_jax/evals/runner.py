@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
-from me_jax import files
+from me_jax import files, trees
 from me_jax.evals import aggregates, samples
 from me_jax.evals.subset import subset
 from me_jax.evals.task import (
@@ -60,12 +60,23 @@ class Selection:
       be missing. The data may be a part of the official ones all the same:
       `registry.OFFICIAL_ITEMS` tells, and reports say it.
     shares_prefixes: What prompts begin with in common is computed once.
+    stores_prompts: Each answer is stored with the text that was asked.
   """
 
   task: Task
   items: tuple[Item, ...]
   is_complete: bool
   shares_prefixes: bool = True
+  stores_prompts: bool = False
+
+  def texts(self, i: int) -> list[str]:
+    """What item number `i` is asked, from the tokens: a prompt, or a context
+    and its continuations."""
+    decode = self.task.context.tokenizer.decode
+    request = self.requests[i]
+    if isinstance(request, ScoreRequest):
+      return [decode(ids) for ids in (request.context, *request.continuations)]
+    return [decode(request.prompt)]
 
   @functools.cached_property
   def requests(self) -> tuple[Request, ...]:
@@ -98,12 +109,17 @@ def select(
   limit: int | None = None,
   seed: int = 0,
   shares_prefixes: bool = True,
+  stores_prompts: bool = False,
 ) -> Selection:
   """All items, or `limit` of them: a seeded, stratified, nested subset."""
   items = task.items()
   chosen = subset(items, limit, seed)
   return Selection(
-    task, tuple(chosen), len(chosen) == len(items), shares_prefixes
+    task,
+    tuple(chosen),
+    len(chosen) == len(items),
+    shares_prefixes,
+    stores_prompts,
   )
 
 
@@ -129,7 +145,9 @@ def evaluate(
     selection: What to ask.
     predictor: Who answers.
     state: With which weights.
-    state_fingerprint: Names the weights; equal only for equal weights.
+    state_fingerprint: Names the weights. That answers of other weights are
+      taken for theirs cannot happen all the same: a checksum of the arrays in
+      `state` is stored with each.
     path: The log of answers of this task on this state.
     scores_path: Where their scores go.
     known: What need not be asked; see `untouched`.
@@ -143,7 +161,11 @@ def evaluate(
     OSError: The log cannot be written; what was written stays valid.
   """
   task, items = selection.task, selection.items
-  stored = samples.read_samples(path, state_fingerprint=state_fingerprint)
+  whose = {
+    'state_fingerprint': state_fingerprint,
+    'state_checksum': trees.checksum(state),
+  }
+  stored = samples.read_samples(path, **whose)
   _check_answers(selection, stored, path)
   with (
     futures.ThreadPoolExecutor(_SCORERS) as pool,
@@ -161,7 +183,7 @@ def evaluate(
       for item, record in itertools.chain(
         _copied(items, stored, known.copies), asked
       ):
-        record |= {'state_fingerprint': state_fingerprint}
+        record |= whose
         if item.id in known.lookups:
           record |= {'lookups': known.lookups[item.id]}
         writer.add(record)
@@ -242,11 +264,19 @@ def _write_scores(
   scores: dict[str, Record],
   path: PathLike,
 ) -> list[Metric]:
-  keep = ('doc_id', 'group', 'prompt_hash', 'state_fingerprint', 'nonfinite')
+  keep = (
+    'doc_id',
+    'group',
+    'version',
+    'prompt_hash',
+    'state_fingerprint',
+    'nonfinite',
+  )
+  rules = {'profile': selection.task.context.settings.profile}
   files.write_jsonl(
     path,
     [
-      {name: stored[item.id][name] for name in keep} | scores[item.id]
+      {name: stored[item.id][name] for name in keep} | rules | scores[item.id]
       for item in selection.items
     ],
   )
@@ -291,7 +321,10 @@ def _answers(
   for i, result in results:
     answer = selection.task.answer(items[i], result)
     ids = {'doc_id': items[i].id, 'group': items[i].group}
-    yield items[i], {**ids, **selection.keys[i], **answer}
+    asked = {}
+    if selection.stores_prompts:
+      asked = {'arguments': selection.texts(i)}
+    yield items[i], {**ids, **asked, **selection.keys[i], **answer}
 
 
 def _likelihoods(

@@ -2,7 +2,11 @@
 
 A record says which weights, which prompt and which version of the task it
 belongs to, so a stored answer can never be taken for that of another model or
-another question.
+another question. Of the weights it holds the run's name for them and a checksum
+of the arrays that were asked.
+
+While a task is asked, records are only ever appended; when it is done, they are
+written once more in the order of the items.
 """
 
 import pathlib
@@ -12,11 +16,21 @@ from types import TracebackType
 from me_jax import files
 from me_jax.evals.task import Item, Record
 
-_KEYS = ('doc_id', 'version', 'prompt_hash', 'decode', 'state_fingerprint')
+_KEYS = (
+  'doc_id',
+  'version',
+  'prompt_hash',
+  'decode',
+  'state_fingerprint',
+  'state_checksum',
+)
 
 
 def read_samples(
-  path: files.PathLike, *, state_fingerprint: str | None
+  path: files.PathLike,
+  *,
+  state_fingerprint: str | None,
+  state_checksum: str | None = None,
 ) -> dict[str, Record]:
   """The records by doc_id.
 
@@ -24,6 +38,7 @@ def read_samples(
     path: The log.
     state_fingerprint: Of the weights that are asked about; None if any will
       do, as long as it is one.
+    state_checksum: Of their arrays, `trees.checksum`; None as above.
 
   Raises:
     ValueError: The log is damaged, is of other weights, or holds an item
@@ -39,7 +54,9 @@ def read_samples(
         'file to have its items computed again.'
       )
     state_fingerprint = state_fingerprint or record['state_fingerprint']
+    state_checksum = state_checksum or record['state_checksum']
     check_field(record, 'state_fingerprint', state_fingerprint, where)
+    check_field(record, 'state_checksum', state_checksum, where)
     if record['doc_id'] in stored:
       raise ValueError(
         f'{where}: item {record["doc_id"]!r} is recorded twice. Two runs '

@@ -26,12 +26,14 @@ class SharedItems:
     pairs: The records of each item, of the first state and of the second, in
       the first one's order.
     metric: The headline.
+    groups: Of all items that either state was scored on.
     before: Its values on the first state, float64 [n].
     after: And on the second.
   """
 
   pairs: list[tuple[Record, Record]]
   metric: str
+  groups: frozenset[str]
   before: np.ndarray
   after: np.ndarray
 
@@ -69,7 +71,7 @@ def shared_items(
       'were scored). Take the same limit and seed for both.'
     )
   for a, b in pairs:
-    for name in ('prompt_hash', 'target'):
+    for name in ('version', 'profile', 'prompt_hash', 'target'):
       if a.get(name) != b.get(name):
         raise ValueError(
           f'{task}: item {a["doc_id"]!r} is not the same question: its '
@@ -80,6 +82,7 @@ def shared_items(
   return SharedItems(
     pairs=pairs,
     metric=metric,
+    groups=frozenset(r['group'] for r in (*before, *after)),
     before=_values([a for a, _ in pairs], metric, task),
     after=_values([b for _, b in pairs], metric, task),
   )

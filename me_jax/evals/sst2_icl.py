@@ -26,9 +26,12 @@ _HEADER = 'sentence\tlabel'
 
 def sst2_icl(context: TaskContext) -> ClozeTask:
   """The 872 sentences of the development split."""
+  version = f'icl_2_shot_seed_{SEED}'
+  if not context.sources.is_local('sst2/train_10000.tsv'):
+    version += ', train of the hub'
   return ClozeTask(
     name='sst2_icl',
-    version=f'icl_2_shot_seed_{SEED}',
+    version=version,
     context=context,
     docs=lambda: read_items(context.sources, SEED),
     doc_to_text=prompt,
@@ -107,7 +110,8 @@ def read_examples(sources: DataSources, split: str) -> list[Example]:
   """Stripped sentences with their label words, in file order.
 
   The 10,000 training sentences of `train_10000.tsv` are not the first 10,000
-  that the hub has and that stand in for them: demonstrations differ.
+  that the hub has and that stand in for them: demonstrations differ, and the
+  task's version says so.
 
   Args:
     sources: Where `sst2/` is.

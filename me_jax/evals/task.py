@@ -94,11 +94,13 @@ class Task(Protocol):
   Attributes:
     name: As in the registry.
     version: The protocol that it follows, e.g. an OpenCompass configuration.
+    context: What it was made from.
     mode: 'ppl' (asks `ScoreRequest`s) or 'gen' (asks `GenerateRequest`s).
   """
 
   name: str
   version: str
+  context: TaskContext
   mode: str
 
   def items(self) -> Sequence[Item]:

@@ -104,7 +104,7 @@ _TINY = ModelConfig(
   num_heads=4,
   num_kv_heads=2,
   head_dim=8,
-  max_positions=512,
+  max_positions=2048,
 )
 
 PRESETS: dict[str, Preset] = {

@@ -1,6 +1,7 @@
 """A loaded model: shape, weights and tokenizer together."""
 
 import dataclasses
+import hashlib
 import pathlib
 
 from me_jax import files, trees
@@ -19,7 +20,7 @@ class LanguageModel:
     params: float32 arrays, nested by path.
     tokenizer: A `me_jax.typing.Tokenizer` that can also be saved.
     name: What it was loaded as; not part of its identity.
-    fingerprint: SHA-256 of the weights, whatever file they came from.
+    fingerprint: SHA-256 of weights and shape, whatever file they came from.
   """
 
   config: config_lib.ModelConfig
@@ -68,8 +69,17 @@ def language_model(
       'that belongs to these weights, or remove the tokens from its files.'
     )
   return LanguageModel(
-    config, params, tokenizer, name, trees.fingerprint(params)
+    config, params, tokenizer, name, fingerprint(config, params)
   )
+
+
+def fingerprint(config: config_lib.ModelConfig, params: Params) -> str:
+  """SHA-256 of weights and shape: what a model's answers depend on, but for its
+  tokenizer."""
+  shape = files.canonical_json(dataclasses.asdict(config))
+  return hashlib.sha256(
+    f'{shape}:{trees.fingerprint(params)}'.encode()
+  ).hexdigest()
 
 
 def require_empty(directory: files.PathLike) -> pathlib.Path:

@@ -66,7 +66,11 @@ def load_model(name_or_path: str, *, path: str = '') -> LanguageModel:
       f'{"one" if preset.starts_with_bos else "none"}. Check add_bos_token in '
       'its tokenizer_config.json.'
     )
-  return dataclasses.replace(model, config=preset.config)
+  if model.config == preset.config:
+    return model
+  return language_model(  # Its dtype differs.
+    preset.config, model.params, model.tokenizer, name=name_or_path
+  )
 
 
 def load_tokenizer(

@@ -44,6 +44,28 @@ class Foreign:
     return f'<{self.kind}>'
 
 
+class Range:
+  """Stands for a range. What it holds is told without looking through it, which
+  a range does for all but ints."""
+
+  def __init__(self, *ends: int):
+    self._range = range(*ends)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Range) and self._range == other._range
+
+  def __hash__(self) -> int:
+    return hash(self._range)
+
+  def __contains__(self, item: object) -> bool:
+    if isinstance(item, float):
+      return item.is_integer() and int(item) in self._range
+    return isinstance(item, int) and item in self._range
+
+  def __repr__(self) -> str:
+    return repr(self._range)
+
+
 class _TooLarge(Exception):
   pass
 
@@ -194,7 +216,7 @@ _SCALARS = {
   'float': float,
   'complex': lambda real, imag: complex(float(real), float(imag)),
   'bytes': bytes.fromhex,
-  'range': lambda *ends: range(*(int(e, 16) for e in ends)),
+  'range': lambda *ends: Range(*(int(e, 16) for e in ends)),
   'fraction': _fraction,
   'decimal': _decimal,
   'foreign': lambda kind, truth: Foreign(str(kind), truth is True),
