@@ -32,6 +32,7 @@ from me_jax.edits import (
 from me_jax.edits.second_moment_factor import Factor, load_factor
 from me_jax.engines.lower_layers import Activations
 from me_jax.evals.task import fingerprint
+from me_jax.evals.unedited import UneditedAnswers
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import duration
@@ -55,7 +56,8 @@ _DATA_ROOT = flags.DEFINE_string(
 _CACHE_DIR = flags.DEFINE_string(
   'cache_dir',
   None,
-  'Second moments and compiled programs, shared by all runs; else '
+  'Second moments, answers of unedited models and compiled programs, shared '
+  'by all runs; else '
   '$ME_JAX_CACHE, else ~/.cache/me_jax. Deleting it costs time, no numbers.',
 )
 _SECOND_MOMENTS = flags.DEFINE_string(
@@ -206,6 +208,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
       else None,
       requests=drawn.requests,
       tasks=tasks,
+      unedited=UneditedAnswers(cache_dir / 'unedited', model.fingerprint),
       analyses=in_loop.make(
         config,
         model=model,

@@ -24,6 +24,7 @@ from me_jax.edits import edit as edit_lib
 from me_jax.edits.editor import Editor
 from me_jax.evals import edit_scores, runner
 from me_jax.evals.task import Metric, Task
+from me_jax.evals.unedited import UneditedAnswers
 from me_jax.evals.untouched import Room, Untouched
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import Progress
@@ -51,6 +52,8 @@ class Run:
     tasks: Measures of general ability.
     probe: Ordinary text; a model that finds it less likely than random tokens
       has collapsed.
+    unedited: Where answers of the model at step 0 are shared with other runs;
+      None for nowhere.
     analyses: What else is looked at, by name; see `analysis.in_loop`.
     report: Called after each measured step with the rows so far.
   """
@@ -64,6 +67,7 @@ class Run:
   tasks: Sequence[Task]
   probe: str
   task_predictor: Predictor | None = None
+  unedited: UneditedAnswers | None = None
   analyses: Mapping[str, in_loop.Measure] = dataclasses.field(
     default_factory=dict
   )
@@ -337,18 +341,24 @@ class _Measurements:
       if (step, name) in self._written:
         continue
       known = untouched(state) if step and untouched else runner.NOTHING
+      log = job.workdir.samples(name, step)
+      shared = job.unedited if step == 0 else None
+      if shared:
+        shared.fetch(selection, state, log)
       metrics = runner.evaluate(
         selection,
         job.task_predictor or job.predictor,
         state,
         state_fingerprint=fingerprint,
-        path=job.workdir.samples(name, step),
+        path=log,
         scores_path=job.workdir.scores(name, step),
         known=known,
         progress=functools.partial(
           Progress, what=f'step {step}, {name}', unit='items'
         ),
       )
+      if shared:
+        shared.keep(selection, state, log)
       self._write(step, fingerprint, name, metrics)
 
   def _analyses(self, step: int, state: ModelState, fingerprint: str) -> None:

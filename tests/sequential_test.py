@@ -16,7 +16,8 @@ from me_jax.edits import rome
 from me_jax.edits.edit import LowRank, apply_edit
 from me_jax.edits.editor import Editor
 from me_jax.evals import perplexity, runner
-from me_jax.typing import GenerateResult, ScoreResult
+from me_jax.evals.unedited import UneditedAnswers
+from me_jax.typing import GenerateResult, ModelState, ScoreResult
 from me_jax.workdir import Workdir
 
 PATH = 'layers/1/mlp/down_proj/kernel'
@@ -198,6 +199,31 @@ def _content(job):
     'samples': texts('samples/*/*.jsonl'),
     'scores': texts('scores/*/*.jsonl'),
   }
+
+
+def test_the_unedited_model_is_asked_once_for_all_runs(job, tmp_path):
+  shared = UneditedAnswers(tmp_path / 'shared', job().model.fingerprint)
+  counts, contents = [], []
+  for name, unedited in (('alone', None), ('a', shared), ('b', shared)):
+    run = job(name, eval_steps=(0,))
+    run.unedited = unedited
+    sequential.run(run)
+    counts.append(run.predictor.asked)
+    contents.append(_content(run))
+  # The text has ten windows.
+  assert counts[0] == counts[1] == counts[2] + 10
+  assert contents[0] == contents[1] == contents[2]
+  # Of another name, of other arrays, or asked otherwise: nothing is shared.
+  other = job('other', eval_steps=(0,), limit=5)
+  other.unedited = shared
+  sequential.run(other)
+  renamed = job('renamed', eval_steps=(0,))
+  renamed.unedited = UneditedAnswers(tmp_path / 'shared', 'f' * 64)
+  selection = runner.select(renamed.tasks[0])
+  log = tmp_path / 'log.jsonl'
+  renamed.unedited.fetch(selection, ModelState(other.model.params), log)
+  assert not log.exists()
+  assert len(list((tmp_path / 'shared' / 'words').iterdir())) == 2
 
 
 def test_a_run_leaves_everything(job):

@@ -32,7 +32,9 @@ def commonsenseqa(context: TaskContext) -> GenerationTask:
   fixed = context.settings.exemplars == 'fixed'
   return GenerationTask(
     name='commonsenseqa',
-    version='commonsenseqa_gen_1da2d0' if fixed else 'commonsenseqa_gen_c946f2, listed exemplars',
+    version='commonsenseqa_gen_1da2d0'
+    if fixed
+    else 'commonsenseqa_gen_c946f2, listed exemplars',
     context=context,
     docs=lambda: read_items(context.sources, 'dev'),
     doc_to_turns=question,
