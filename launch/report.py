@@ -13,6 +13,8 @@ import sys
 
 from absl import app, flags
 
+from launch import log
+
 _WORKDIRS = flags.DEFINE_list(
   'workdirs', None, 'Directories of runs, as runs/rome,runs/memit.'
 )
@@ -26,6 +28,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(
       f'Unexpected arguments: {argv[1:]}. Join several workdirs by commas.'
     )
+  log.show_warnings()
   try:
     run()
   except ModuleNotFoundError as e:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from me_jax.reporting import labels, other_tables, paper_tables
+from me_jax.reporting import labels, other_tables, text_tables
 from me_jax.reporting.curves import EDITS, INTERVALS, of_metric
 from me_jax.reporting.figure import Chart, Curve
 from me_jax.reporting.measured_run import MeasuredRun
@@ -114,7 +114,7 @@ def adjusted_perplexity(study: Study) -> Chart | None:
   if not curves:
     return None
   judges = ', '.join(
-    dict.fromkeys(paper_tables.scorer(r) for r in study.runs if r.edits(task))
+    dict.fromkeys(text_tables.scorer(r) for r in study.runs if r.edits(task))
   )
   return Chart(
     name='adjusted_perplexity',

@@ -20,6 +20,9 @@ _ALONE, _IN_GRID = (5.6, 3.3), (3.5, 2.5)
 _DATES = {'pdf': {'CreationDate': None}, 'svg': {'Date': None}}
 _TITLE_WIDTH = 44  # characters
 _LEGEND_WIDTH = 90
+_STEPS = tuple(k * 10**e for e in range(6) for k in (1, 2, 5))
+_MOST_TICKS = 11
+_MANY = 40  # points from which markers are small
 
 
 def draw(figure: Figure) -> mpl.Figure:
@@ -79,6 +82,7 @@ def _chart(figure: Chart) -> mpl.Figure:
       _curve(
         ax,
         curve,
+        shade=len(variants) == 1,
         color=colours[curve.label],
         marker=markers[curve.label],
         linestyle=stroke(curve.label, curve.variant),
@@ -118,15 +122,17 @@ def _chart(figure: Chart) -> mpl.Figure:
   return made
 
 
-def _curve(ax: Axes, curve: Curve, **look: Any) -> None:
+def _curve(ax: Axes, curve: Curve, *, shade: bool, **look: Any) -> None:
   x, y = np.array(curve.x, float), np.array(curve.y, float)
   shown = np.isfinite(y)
   if curve.is_thin:
     look |= {'linewidth': 0.6, 'marker': '', 'alpha': 0.6}
-  # Clipped, a marker on the edge of the panel would be half a marker.
-  ax.plot(x[shown], y[shown], clip_on=False, zorder=3, **look)
+  if len(x) > _MANY:
+    look |= {'markersize': 2.5, 'linewidth': 1.0}
   infinite = np.isposinf(y)
-  ax.plot(
+  # Clipped, a marker on the edge of the panel would be half a marker.
+  drawn = ax.plot(x[shown], y[shown], clip_on=False, zorder=3, **look)
+  drawn += ax.plot(
     x[infinite],
     np.ones(infinite.sum()),
     transform=ax.get_xaxis_transform(),
@@ -136,13 +142,15 @@ def _curve(ax: Axes, curve: Curve, **look: Any) -> None:
     color=look['color'],
     clip_on=False,
   )
+  for line in drawn:  # else the layout makes room for what may be anywhere
+    line.set_in_layout(False)
   ends = [
     (x[i], y[i], curve.low[i], curve.high[i])
     for i in np.flatnonzero(shown)
     if curve.low and curve.low[i] is not None and curve.high[i] is not None
   ]
   ends = [e for e in ends if np.isfinite(e[2]) and np.isfinite(e[3])]
-  if len(ends) > 1 and len(ends) == shown.sum():
+  if shade and len(ends) > 1 and len(ends) == shown.sum():
     at, _, low, high = zip(*ends, strict=True)
     ax.fill_between(
       at, low, high, color=look['color'], alpha=style.BAND, linewidth=0
@@ -217,7 +225,7 @@ def _bars(figure: Bars) -> mpl.Figure:
     for part in parts:
       heights = np.array([bar.get(part, 0.0) for bar in bars.values()])
       ax.bar(
-        list(bars),
+        range(len(bars)),
         heights,
         bottom=bottom,
         color=colours[part],
@@ -226,6 +234,7 @@ def _bars(figure: Bars) -> mpl.Figure:
         linewidth=0.5,
       )
       bottom += heights
+    ax.set_xticks(range(len(bars)), list(bars))
     ax.set_ylim(0, 100)
     ax.grid(visible=False, axis='x')
     ax.set_xlabel(figure.x_label)
@@ -265,14 +274,9 @@ def _heat_map(figure: HeatMap) -> mpl.Figure:
       rotation=45,
       ha='right',
     )
-    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
-    ax.yaxis.set_major_formatter(
-      ticker.FuncFormatter(
-        lambda i, _: (
-          str(figure.lines[int(i)]) if 0 <= i < len(figure.lines) else ''
-        )
-      )
-    )
+    every = next(k for k in _STEPS if len(line) <= _MOST_TICKS * k)
+    ticks = [number for number in line if number % every == 0]
+    ax.set_yticks([line[number] for number in ticks], list(map(str, ticks)))
     ax.set_xlabel(figure.x_label)
     ax.set_ylabel(figure.y_label)
   made.colorbar(

@@ -7,7 +7,7 @@ from me_jax.reporting import labels, paper
 from me_jax.reporting.measured_run import EDIT_TASK, MeasuredRun
 from me_jax.reporting.significance import LEGEND, Changes
 from me_jax.reporting.study import Study
-from me_jax.reporting.table import Cell, Line, Table, cell
+from me_jax.reporting.table import Line, Table, cell
 
 _FACTS = {
   'sequential_reliability': 'reliability',
@@ -89,7 +89,7 @@ def paper_tables(study: Study) -> list[Table]:
       ('setting',),
       list(map(labels.task_name, names)),
       [
-        Line((setting,), [_cell(there, n) for n in names], is_paper=True)
+        Line((setting,), [paper.cell(there, n) for n in names], is_paper=True)
         for setting, there in lines.items()
       ],
     )
@@ -148,7 +148,7 @@ def _table(
     lines.append(Line((study.labels[run], *setting), cells))
     if paper.has_model(run) and n == 100 and (found := published(run)):
       names = [*tasks, *(_FACTS[f] for f in facts)]
-      of_paper = [_cell(found, name) for name in names]
+      of_paper = [paper.cell(found, name) for name in names]
       of_paper += [None] * (len(kept) + len(triggered))
       head = f'paper ({paper.numbers()["model"]})'
       lines.append(Line((head, *setting), of_paper, is_paper=True))
@@ -176,7 +176,3 @@ def _table(
       LEGEND,
     ],
   )
-
-
-def _cell(there: dict[str, Any], name: str) -> Cell | None:
-  return Cell(float(there[name])) if name in there else None

@@ -1,4 +1,4 @@
-"""Tables beside the paper's: differences, chance, weights, attention, text."""
+"""Tables beside the paper's: differences, chance, weights, attention."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,15 +22,6 @@ _SALIENCY = {
   'late_pq_share': ('S_pq, last half', 3),
   'label_accuracy': ('label accuracy', 1),
 }
-_TEXT = {
-  'adj_mean': ('mean', 2),
-  'adj_median': ('median', 2),
-  'adj_geomean': ('geometric mean', 2),
-  'ppl_mean': ('perplexity alone', 2),
-  'rho_mean': ('ρ', 3),
-  **{f'adj_mean_n{n}': (f'mean, {n}-grams', 2) for n in (1, 2, 3, 4)},
-  'n_excluded': ('left out', 0),
-}
 
 
 def differences(study: Study, changes: Changes) -> Table | None:
@@ -49,7 +40,9 @@ def differences(study: Study, changes: Changes) -> Table | None:
         continue
       digits = 3 if c.metric in LOSSES else 1
       mark = changes.mark(run, n, task)
-      cells.append(Cell(c.difference, c.low, c.high, c.n, mark, digits))
+      cells.append(
+        Cell(c.difference, c.low, c.high, c.n, mark, digits, is_change=True)
+      )
     lines.append(Line((study.labels[run], str(n)), cells))
   is_loss = {
     c.task: c.metric in LOSSES for by in found.values() for c in by.values()
@@ -65,7 +58,7 @@ def differences(study: Study, changes: Changes) -> Table | None:
     lines=lines,
     notes=[
       'After less before: percentage points, or nats per token where said '
-      '(there more is worse). In brackets the 95 % interval of a paired '
+      '(there more is worse). With each its 95 % interval of a paired '
       'bootstrap; n: items that both answered.',
       LEGEND,
       *changes.notes,
@@ -132,7 +125,7 @@ def matrices(run: MeasuredRun) -> list[str]:
 
 def saliency(study: Study) -> Table | None:
   """A summary of Figure 8."""
-  return _long(
+  return by_edits(
     study,
     'saliency',
     _SALIENCY,
@@ -143,20 +136,7 @@ def saliency(study: Study) -> Table | None:
   )
 
 
-def text_quality(study: Study) -> Table | None:
-  """All that Table 3 is a part of."""
-  return _long(
-    study,
-    'adjusted_ppl',
-    _TEXT,
-    name='adjusted_perplexity',
-    title='Adjusted perplexity, its parts and other averages',
-    note='ρ: share of distinct n-grams in an answer, 1 where nothing repeats. '
-    "Left out: answers that are too short. '/': no answer is long enough.",
-  )
-
-
-def _long(
+def by_edits(
   study: Study,
   task: str,
   columns: dict[str, tuple[str, int]],
@@ -165,7 +145,7 @@ def _long(
   note: str,
   name: str = '',
 ) -> Table | None:
-  """A line per run and number of edits."""
+  """A line per run and number of edits, a column per metric that is there."""
   lines = [
     Line(
       (study.labels[run], str(n)),

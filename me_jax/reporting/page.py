@@ -12,11 +12,11 @@ from me_jax.reporting.summary import Paragraph
 from me_jax.reporting.table import Table
 
 _LEAD = (
-  'Memory editing writes single facts into a trained language model. This page '
-  'is about what becomes of the model while more and more facts are written: '
-  'whether the new ones are there, whether the earlier ones still are, and what '
-  'is left of everything else it could do. All sentences, tables and figures '
-  'are made from the numbers that the runs wrote down.'
+  'Memory editing writes single facts into a trained language model. This '
+  'page is about what becomes of the model while more and more facts are '
+  'written: whether the new ones are there, whether the earlier ones still '
+  'are, and what is left of everything else it could do. All sentences, tables '
+  'and figures are made from the numbers that the runs wrote down.'
 )
 _WORDS = {
   'Reliability': 'How much of a fact the model says when it is asked in the '
@@ -27,7 +27,7 @@ _WORDS = {
   'after the last of all edits so far.',
   'Unedited': 'The model before any edit, number of edits 0. What it scores '
   'on the facts comes for free.',
-  '95 % interval': 'The numbers in brackets, or the shade around a curve: '
+  '95 % interval': 'The small numbers, or the shade or bars around a curve: '
   'other items of the same kind would mostly have given a score in there.',
   'Chance': 'What guessing scores. A benchmark on which the unedited model '
   'guesses cannot show that an edit did harm.',

@@ -2,12 +2,12 @@
 
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from me_jax.reporting.labels import method_name
 from me_jax.reporting.measured_run import MeasuredRun
-from me_jax.reporting.table import Line, Table
+from me_jax.reporting.table import Cell, Line, Table
 
 
 def numbers() -> dict[str, Any]:
@@ -41,8 +41,37 @@ def is_table_1(run: MeasuredRun) -> bool:
   )
 
 
+def cell(there: Mapping[str, Any], column: str) -> Cell | str | None:
+  """A number with the digits it was printed with; '/' as printed."""
+  if column not in there:
+    return None
+  value = there[column]
+  if value is None:
+    return '/'
+  return Cell(float(value), digits=len(str(value).partition('.')[2]))
+
+
+def name(method: str) -> str:
+  """Of a line of the paper's numbers between ours."""
+  return f'paper ({numbers()["model"]}): {method_name({"name": method})}'
+
+
+def line(
+  method: str,
+  num_edits: str,
+  there: Mapping[str, Any],
+  columns: Iterable[str],
+  *,
+  apart: bool = False,
+) -> Line:
+  """A line of the paper's numbers, between ours or in a table apart."""
+  shown = method_name({'name': method}) if apart else name(method)
+  cells = [cell(there, column) for column in columns]
+  return Line((shown, num_edits), cells, is_paper=True)
+
+
 def apart(
-  name: str,
+  file_name: str,
   table: str,
   about: str,
   heads: Sequence[str],
@@ -52,7 +81,7 @@ def apart(
   """A table of the paper's numbers alone, for reports of other models."""
   model = numbers()['model']
   return Table(
-    name=name,
+    name=file_name,
     title=f"The paper's {table}, of another model: {model}",
     heads=heads,
     columns=columns,

@@ -17,7 +17,7 @@ _WHEN = ('sequential', 'individual', 'unedited')
 _OF_FACTS = {'reliability': 'own prompt', 'generalization': 'in other words'}
 _TRIGGERED = {
   'reliability': 'own prompts',
-  'generalization': 'in other words',
+  'generalization': 'prompts in other words',
   'locality': 'unrelated prompts',
 }
 
@@ -211,7 +211,6 @@ def grace(study: Study) -> Chart | None:
       curves += of_metric(run, EDIT_TASK, metric, panel=panel, label=label)
   if not curves:
     return None
-  curves.sort(key=lambda curve: curve.panel)
   return Chart(
     name='grace',
     title='Where GRACE acts',

@@ -14,7 +14,7 @@ COLOURS = (
   '#000000',
 )
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
-LINES = ('-', '--', '-.', (0, (1, 1)))
+LINES = ('-', '--', (0, (1, 1)), '-.')
 # Levels that curves are seen against.
 LEVELS: Mapping[str, Mapping[str, Any]] = {
   'unedited': {'linestyle': (0, (1, 1.5)), 'color': '#333333'},

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from me_jax.results import Row
 
+INTERVAL = 'With each number its 95 % interval; n is the number of items.'
+
 
 class Cell(NamedTuple):
   """What stands in one place.
@@ -18,6 +20,7 @@ class Cell(NamedTuple):
     n: How many items are behind it.
     mark: A sign behind it.
     digits: After the decimal point.
+    is_change: A difference, whose sign is always shown.
   """
 
   value: float
@@ -26,6 +29,7 @@ class Cell(NamedTuple):
   n: int | None = None
   mark: str = ''
   digits: int = 1
+  is_change: bool = False
 
 
 class Line(NamedTuple):
@@ -99,14 +103,21 @@ def headings(table: Table) -> list[str]:
   ]
 
 
+def value_text(c: Cell) -> str:
+  """The number with its mark."""
+  sign = '+' if c.is_change and c.value > 0 else ''
+  return f'{sign}{number(c.value, c.digits)}{c.mark}'
+
+
 def interval(c: Cell) -> str:
-  """'17.8–29.5', '' where there is none."""
+  """'17.8–29.5', '−2.0 to 3.1', or '' where there is none."""
   if c.low is None or c.high is None or math.isnan(c.value):
     return ''
-  return f'{number(c.low, c.digits)}–{number(c.high, c.digits)}'
+  between = ' to ' if c.is_change else '–'
+  return f'{number(c.low, c.digits)}{between}{number(c.high, c.digits)}'
 
 
-def details(c: Cell, shares_n: bool) -> str:
+def details(c: Cell, shares_n: bool) -> list[str]:
   """The interval and, unless the heading has it, n."""
   n = '' if shares_n or c.n is None else f'n = {c.n:,}'
-  return '; '.join(filter(None, (interval(c), n)))
+  return list(filter(None, (interval(c), n)))

@@ -8,9 +8,11 @@ from me_jax.reporting.table import (
   Table,
   details,
   headings,
-  number,
   shared_n,
+  value_text,
 )
+
+_SHORT = 6  # characters up to which a text stands like a number
 
 
 def markdown(table: Table) -> str:
@@ -20,8 +22,8 @@ def markdown(table: Table) -> str:
   def text(c: Cell | str | None, shares_n: bool) -> str:
     if not isinstance(c, Cell):
       return _markdown_text(c or '')
-    more = details(c, shares_n)
-    return f'{number(c.value, c.digits)}{c.mark}{f" ({more})" if more else ""}'
+    more = '; '.join(details(c, shares_n))
+    return f'{value_text(c)} ({more})' if more else value_text(c)
 
   names = [*table.heads, *headings(table)]
   rule = ['---'] * len(table.heads) + ['--:'] * len(table.columns)
@@ -47,10 +49,9 @@ def latex(table: Table) -> str:
   def text(c: Cell | str | None, shares_n: bool) -> str:
     if not isinstance(c, Cell):
       return latex_text(c or '')
-    more = details(c, shares_n)
-    mark = f'\\textsuperscript{{{latex_text(c.mark)}}}' if c.mark else ''
-    more = f' {{\\scriptsize ({latex_text(more)})}}' if more else ''
-    return f'{latex_text(number(c.value, c.digits))}{mark}{more}'
+    more = latex_text('; '.join(details(c, shares_n)))
+    value = latex_text(value_text(c))
+    return f'{value} {{\\scriptsize ({more})}}' if more else value
 
   names = [*table.heads, *headings(table)]
   lines = [' & '.join(map(latex_text, names)) + r' \\', r'\midrule']
@@ -109,10 +110,10 @@ def html(table: Table) -> str:
 
   def text(c: Cell | str | None, shares_n: bool) -> str:
     if not isinstance(c, Cell):
-      return escape(c or '')
-    more = details(c, shares_n)
-    small = f'<small>{escape(more)}</small>' if more else ''
-    return f'{number(c.value, c.digits)}{escape(c.mark)}{small}'
+      kind = ' class="text"' if c and len(c) > _SHORT else ''
+      return f'<td{kind}>{escape(c or "")}</td>'
+    more = [f'<small>{escape(m)}</small>' for m in details(c, shares_n)]
+    return f'<td>{escape(value_text(c))}{"".join(more)}</td>'
 
   heads = ''.join(f'<th scope="col">{escape(h)}</th>' for h in table.heads)
   heads += ''.join(
@@ -124,7 +125,7 @@ def html(table: Table) -> str:
   for line in table.lines:
     cells = ''.join(f'<th scope="row">{escape(h)}</th>' for h in line.heads)
     cells += ''.join(
-      f'<td>{text(c, s)}</td>' for c, s in zip(line.cells, shares, strict=True)
+      text(c, s) for c, s in zip(line.cells, shares, strict=True)
     )
     kind = ' class="paper"' if line.is_paper else ''
     lines.append(f'<tr{kind}>{cells}</tr>')

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
-from me_jax.reporting import grace_tables, other_tables, paper_tables
+from me_jax.reporting import (
+  grace_tables,
+  other_tables,
+  paper_tables,
+  text_tables,
+)
 from me_jax.reporting.significance import Changes
 from me_jax.reporting.study import Study
 from me_jax.reporting.table import Table
@@ -18,13 +23,13 @@ def _all(study: Study, changes: Changes) -> Iterator[Table | None]:
   yield other_tables.differences(study, changes)
   yield other_tables.chance_levels(study)
   yield paper_tables.facts(study, changes)
-  yield paper_tables.adjusted_perplexity(study)
-  yield other_tables.text_quality(study)
+  yield text_tables.adjusted_perplexity(study)
+  yield text_tables.text_quality(study)
   yield grace_tables.by_radius(study, changes)
   yield grace_tables.by_layer(study, changes)
   yield other_tables.weight_drift(study)
   yield other_tables.saliency(study)
   yield paper_tables.paper_benchmarks(study)
   yield paper_tables.paper_facts(study)
-  yield paper_tables.paper_adjusted_perplexity(study)
+  yield text_tables.paper_adjusted_perplexity(study)
   yield from grace_tables.paper_tables(study)
