@@ -94,8 +94,8 @@ def saliency(study: Study) -> Chart | None:
     x_label='layer',
     y_label='share of the flow',
     curves=curves,
-    y_low=0,
-    y_high=1,
+    y_low=0.0,
+    y_high=1.0,
   )
 
 

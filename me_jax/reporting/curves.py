@@ -1,14 +1,18 @@
 """From the rows of runs to curves."""
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from me_jax.evals.chance import chance
+from me_jax.reporting import labels
 from me_jax.reporting.figure import Curve, Level
 from me_jax.reporting.measured_run import MeasuredRun
 from me_jax.reporting.study import Study
 from me_jax.results import Row
 
 EDITS = 'number of edits'
+_MOST_TOGETHER = 6  # runs in a figure
 INTERVALS = 'Shaded or barred: 95 % intervals.'
 
 
@@ -87,3 +91,40 @@ def of_scores(
   if curves and (guess := chance(task)) and guess.level:
     levels.append(Level(panel=panel, kind='chance', y=guess.level))
   return curves, levels
+
+
+class Group(NamedTuple):
+  """Runs that are drawn together.
+
+  Attributes:
+    runs: Which.
+    suffix: Of the names of their files, empty if these are all runs.
+    about: Of their titles.
+  """
+
+  runs: Sequence[MeasuredRun]
+  suffix: str = ''
+  about: str = ''
+
+
+def groups(study: Study) -> list[Group]:
+  """All runs, or if they are many those of each method and model."""
+  if len(study.runs) <= _MOST_TOGETHER:
+    return [Group(study.runs)]
+  found: dict[tuple[str, str], list[MeasuredRun]] = {}
+  for run in study.runs:
+    found.setdefault((run.method['name'], run.model), []).append(run)
+  return [
+    Group(
+      runs,
+      f'_{plain(method)}_{plain(model)}',
+      f': {labels.method_name({"name": method})} on {model}',
+    )
+    for (method, model), runs in found.items()
+  ]
+
+
+def plain(text: str) -> str:
+  """The text as a part of a file's name: all but ASCII letters, digits and '-'
+  is '_'."""
+  return re.sub('[^A-Za-z0-9-]', '_', text)

@@ -20,6 +20,7 @@ _ALONE, _IN_GRID = (5.6, 3.3), (3.5, 2.5)
 _DATES = {'pdf': {'CreationDate': None}, 'svg': {'Date': None}}
 _TITLE_WIDTH = 44  # characters
 _LEGEND_WIDTH = 90
+_LEGEND_LINE = 0.2  # inches
 _STEPS = tuple(k * 10**e for e in range(6) for k in (1, 2, 5))
 _MOST_TICKS = 11
 _MANY = 40  # points from which markers are small
@@ -48,7 +49,7 @@ def _grid(
   rows = math.ceil(len(panels) / columns)
   width, height = size or (_ALONE if columns == 1 else _IN_GRID)
   made = mpl.Figure(
-    figsize=(width * columns, height * rows + 0.5), layout='constrained'
+    figsize=(width * columns, height * rows), layout='constrained'
   )
   axes = made.subplots(rows, columns, squeeze=False).flatten()
   for unused in axes[len(panels) :]:
@@ -195,7 +196,10 @@ def _y_axis(
     ]
     ax.set_yscale('log')
     if values:
-      ax.set_ylim(min(values) / 1.4, max(values) * 1.4)
+      # Room for the carets of infinite values.
+      infinite = any(np.isposinf(y) for c in curves for y in c.y)
+      room = 3 if infinite else 1.4
+      ax.set_ylim(min(values) / 1.4, max(values) * room)
     span = math.log10(max(values) / min(values) * 2) if values else 1
     subs = (1, 2, 3, 5) if span < 2 else (1,)
     ax.yaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=9))
@@ -286,10 +290,15 @@ def _heat_map(figure: HeatMap) -> mpl.Figure:
 
 
 def _legend(made: mpl.Figure, handles: Sequence[Any]) -> None:
-  """Below all panels, in as many columns as fit."""
+  """Below all panels, in as many columns as fit; the figure grows with it."""
   if not handles:
     return
   longest = max(len(handle.get_label()) for handle in handles) + 6
   width = _LEGEND_WIDTH * made.get_figwidth() / 7
-  columns = max(1, min(len(handles), int(width // longest)))
-  made.legend(handles=handles, loc='outside lower center', ncols=columns)
+  rows = math.ceil(len(handles) / max(1, int(width // longest)))
+  made.set_figheight(made.get_figheight() + _LEGEND_LINE * (rows + 1))
+  made.legend(
+    handles=handles,
+    loc='outside lower center',
+    ncols=math.ceil(len(handles) / rows),
+  )

@@ -26,7 +26,7 @@ class Curve:
 
   panel: str
   label: str
-  x: Sequence[float]
+  x: Sequence[int | float]
   y: Sequence[float]
   low: Sequence[float | None] = ()
   high: Sequence[float | None] = ()

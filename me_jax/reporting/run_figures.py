@@ -6,8 +6,10 @@ from me_jax.reporting import labels
 from me_jax.reporting.curves import (
   EDITS,
   INTERVALS,
+  groups,
   of_metric,
   of_scores,
+  plain,
 )
 from me_jax.reporting.figure import Bars, Chart, Figure, HeatMap
 from me_jax.reporting.measured_run import EDIT_TASK, MeasuredRun
@@ -25,7 +27,7 @@ _TRIGGERED = {
 def figures(study: Study) -> Iterator[Figure | None]:
   """All of this file."""
   yield from facts(study)
-  yield perplexity(study)
+  yield from perplexity(study)
   for run in study.runs:
     name = file_name(study, run)
     yield triangle(run, study.labels[run], f'triangle_{name}')
@@ -35,9 +37,7 @@ def figures(study: Study) -> Iterator[Figure | None]:
 
 def file_name(study: Study, run: MeasuredRun) -> str:
   """The run's directory; its place among the runs where that is taken."""
-  name = ''.join(
-    c if c.isascii() and c.isalnum() else '_' for c in run.path.name
-  )
+  name = plain(run.path.name)
   same = [r for r in study.all_runs if r.path.name == run.path.name]
   return f'{name}_{same.index(run) + 1}' if len(same) > 1 else name
 
@@ -78,33 +78,37 @@ def facts(study: Study) -> list[Chart]:
           x_label=EDITS,
           y_label='target tokens said right, %',
           curves=curves,
-          y_low=0,
+          y_low=0.0,
         )
       )
   return charts
 
 
-def perplexity(study: Study) -> Chart | None:
+def perplexity(study: Study) -> list[Chart]:
   """Perplexities by number of edits."""
   tasks = [t for t in study.tasks if labels.is_perplexity(t)]
-  found = [
-    of_scores(study, study.runs, task, panel=labels.task_name(task))
-    for task in tasks
-  ]
-  curves = [curve for curves, _ in found for curve in curves]
-  if not curves:
-    return None
-  return Chart(
-    name='perplexity',
-    title='Perplexity of plain text by number of edits',
-    caption='Lower is better. Dotted: the unedited model. A caret at the top: '
-    f'infinite. {INTERVALS}',
-    x_label=EDITS,
-    y_label='perplexity, log scale',
-    curves=curves,
-    levels=[level for _, levels in found for level in levels],
-    y_scale='log',
-  )
+  charts = []
+  for runs, suffix, about in groups(study):
+    found = [
+      of_scores(study, runs, task, panel=labels.task_name(task))
+      for task in tasks
+    ]
+    curves = [curve for curves, _ in found for curve in curves]
+    if curves:
+      charts.append(
+        Chart(
+          name=f'perplexity{suffix}',
+          title=f'Perplexity of plain text by number of edits{about}',
+          caption='Lower is better. Dotted: the unedited model. A caret at '
+          f'the top: infinite. {INTERVALS}',
+          x_label=EDITS,
+          y_label='perplexity, log scale',
+          curves=curves,
+          levels=[level for _, levels in found for level in levels],
+          y_scale='log',
+        )
+      )
+  return charts
 
 
 def triangle(run: MeasuredRun, label: str, name: str) -> HeatMap | None:
@@ -219,5 +223,5 @@ def grace(study: Study) -> Chart | None:
     x_label=EDITS,
     y_label='',
     curves=curves,
-    y_low=0,
+    y_low=0.0,
   )

@@ -4,7 +4,7 @@ of general ability."""
 from collections.abc import Callable, Iterator, Sequence
 
 from me_jax.reporting import labels
-from me_jax.reporting.curves import EDITS, INTERVALS, of_scores
+from me_jax.reporting.curves import EDITS, INTERVALS, groups, of_scores
 from me_jax.reporting.figure import Chart, Curve, Level
 from me_jax.reporting.measured_run import MeasuredRun
 from me_jax.reporting.study import Study
@@ -12,38 +12,33 @@ from me_jax.reporting.study import Study
 _PAPER_PANELS = ('mmlu', 'commonsenseqa', 'tydiqa', 'tydiqa_goldp', 'mbpp')
 _QUESTIONS = 'commonsenseqa'  # the benchmark of Figures 4 and 5
 _AGAINST = 'Dotted: the unedited model, and what guessing scores.'
-_MOST_CURVES = 6  # in a figure of different methods
 _PERCENT = 'score, %'
+
+
+def figures(study: Study) -> Iterator[Chart | None]:
+  """All of this file."""
+  yield from scores(study)
+  yield models(study)
+  yield layers(study)
+  yield batch_sizes(study)
+  yield constraint(study)
 
 
 def scores(study: Study) -> list[Chart]:
   """Every benchmark by number of edits: one figure of all runs, or one per
   method and model if they are many."""
   tasks = [t for t in study.tasks if not labels.is_perplexity(t)]
-  groups: dict[tuple[str, str], list[MeasuredRun]] = {}
-  for run in study.runs:
-    key = (run.method['name'], run.model)
-    groups.setdefault(
-      key if len(study.runs) > _MOST_CURVES else ('', ''), []
-    ).append(run)
-  return [
-    chart
-    for (method, model), runs in groups.items()
-    if (
-      chart := _by_edits(
-        study,
-        runs,
-        tasks,
-        name='_'.join(filter(None, ('scores', method, _file_name(model)))),
-        title='General ability by number of edits'
-        + (
-          f': {labels.method_name({"name": method})} on {model}'
-          if method
-          else ''
-        ),
-      )
+  charts = [
+    _by_edits(
+      study,
+      group.runs,
+      tasks,
+      name=f'scores{group.suffix}',
+      title=f'General ability by number of edits{group.about}',
     )
+    for group in groups(study)
   ]
+  return [chart for chart in charts if chart]
 
 
 def models(study: Study) -> Chart | None:
@@ -157,7 +152,7 @@ def _by_setting(
     curves=curves,
     levels=levels,
     x_scale=x_scale,
-    y_low=0,
+    y_low=0.0,
   )
 
 
@@ -201,7 +196,7 @@ def _by_edits(
     y_label=_PERCENT,
     curves=curves,
     levels=[level for _, levels in found for level in levels],
-    y_low=0,
+    y_low=0.0,
   )
 
 
@@ -209,19 +204,3 @@ def _paper_panels(study: Study) -> list[str]:
   """The benchmarks of the paper's figure, or all where it has none of them."""
   tasks = [t for t in study.tasks if not labels.is_perplexity(t)]
   return [t for t in tasks if t in _PAPER_PANELS] or tasks
-
-
-def _file_name(text: str) -> str:
-  """The text with letters, digits, '-' and '_' alone."""
-  return ''.join(
-    c if c.isascii() and (c.isalnum() or c in '-_') else '_' for c in text
-  )
-
-
-def figures(study: Study) -> Iterator[Chart | None]:
-  """All of this file."""
-  yield from scores(study)
-  yield models(study)
-  yield layers(study)
-  yield batch_sizes(study)
-  yield constraint(study)

@@ -54,9 +54,15 @@ def _run(study: Study, changes: Changes, run: MeasuredRun) -> Iterator[str]:
     else f'{name} wrote {_facts(run.num_edits)} into {run.model}, {how}.'
   )
   if not run.is_finished:
+    or_ended = (
+      ', or ended because the model had collapsed'
+      if run.config.get('stop_on_collapse')
+      else ''
+    )
     yield (
-      f'The run is not finished: {run.edits_made} of {run.num_edits} edits '
-      f'are made and the last state measured is that after {last}.'
+      f'The run is not finished{or_ended}: {run.edits_made} of '
+      f'{run.num_edits} edits are made and the last state measured is that '
+      f'after {last}.'
     )
   if not last:
     return

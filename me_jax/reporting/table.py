@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from me_jax.results import Row
 
+_TINY = 1e-9  # below it, a number is a rounding error
 INTERVAL = 'With each number its 95 % interval; n is the number of items.'
 
 
@@ -80,7 +81,7 @@ def number(value: float, digits: int = 1) -> str:
     return '/'
   if math.isinf(value):
     return '∞' if value > 0 else '−∞'
-  if abs(value) >= 1e6 or 0 < abs(value) < 10**-digits / 2:
+  if abs(value) >= 1e6 or _TINY < abs(value) < 10**-digits / 2:
     return f'{value:.2g}'.replace('-', '−')
   return f'{value:z,.{digits}f}'.replace('-', '−')
 

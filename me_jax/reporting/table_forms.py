@@ -12,8 +12,6 @@ from me_jax.reporting.table import (
   value_text,
 )
 
-_SHORT = 6  # characters up to which a text stands like a number
-
 
 def markdown(table: Table) -> str:
   """The table with its title and notes."""
@@ -108,24 +106,31 @@ def html(table: Table) -> str:
   shares = [n is not None for n in shared_n(table)]
   escape = html_lib.escape
 
-  def text(c: Cell | str | None, shares_n: bool) -> str:
+  texts = [
+    all(isinstance(line.cells[i], str | None) for line in table.lines)
+    for i in range(len(table.columns))
+  ]
+
+  def text(c: Cell | str | None, shares_n: bool, is_text: bool) -> str:
     if not isinstance(c, Cell):
-      kind = ' class="text"' if c and len(c) > _SHORT else ''
+      kind = ' class="text"' if is_text else ''
       return f'<td{kind}>{escape(c or "")}</td>'
     more = [f'<small>{escape(m)}</small>' for m in details(c, shares_n)]
     return f'<td>{escape(value_text(c))}{"".join(more)}</td>'
 
   heads = ''.join(f'<th scope="col">{escape(h)}</th>' for h in table.heads)
   heads += ''.join(
-    f'<th scope="col" class="n">{escape(name)}'
+    f'<th scope="col" class="{"text" if is_text else "n"}">{escape(name)}'
     f'{f"<small>n = {n:,}</small>" if n is not None else ""}</th>'
-    for name, n in zip(table.columns, shared_n(table), strict=True)
+    for name, n, is_text in zip(
+      table.columns, shared_n(table), texts, strict=True
+    )
   )
   lines = []
   for line in table.lines:
     cells = ''.join(f'<th scope="row">{escape(h)}</th>' for h in line.heads)
     cells += ''.join(
-      text(c, s) for c, s in zip(line.cells, shares, strict=True)
+      text(*three) for three in zip(line.cells, shares, texts, strict=True)
     )
     kind = ' class="paper"' if line.is_paper else ''
     lines.append(f'<tr{kind}>{cells}</tr>')
