@@ -82,3 +82,27 @@ def test_evaluations_are_told_after_the_runs(tmp_path):
   assert said['tiny, unedited (eval)'] == (
     'Measured as it is: CommonsenseQA 60.0.'
   )
+
+
+def test_several_runs_are_compared_first(tmp_path):
+  grace = {'name': 'grace', 'layer': 20, 'eps': 1.0}
+  same = dict.fromkeys((0, 1, 4, 10), 12)
+  ppl = dict.fromkeys((0, 1, 4, 10), 20.0)
+  found = _said(
+    make(tmp_path / 'a', Made(method=rome())),
+    make(tmp_path / 'b', Made(method=grace, right=same, ppl=ppl)),
+    make(tmp_path / 'c', Made(method=rome(layer=9), edits=(0, 1))),
+  )
+  assert list(found)[0] == 'In short'
+  text = found['In short']
+  assert '2 of 3 runs are measured after 10 edits' in text
+  assert 'there most with ROME, layer 5 and GRACE (75.0 %), all alike.' in text
+  assert (
+    'WikiText-2 perplexity grew most with ROME, layer 5 (∞ times) and least '
+    'with GRACE (1.00 times).'
+  ) in text
+  assert 'explains. ROME, layer 5: 1 of 1; GRACE: 0 of 1.' in text
+
+
+def test_a_run_alone_is_not_compared(tmp_path):
+  assert list(_said(make(tmp_path / 'run', Made(method=rome())))) == ['ROME']

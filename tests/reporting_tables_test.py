@@ -184,7 +184,7 @@ def test_grace_is_told_by_radius_and_layer(tmp_path):
   assert cells['reliability'].value == 75.0
   assert cells['keys'].value == 10.0 and cells['median radius'].value == 0.5
   assert cells['acts in CommonsenseQA'].value == 30.0
-  assert 'benchmarks last_prompt' in found['table6'].notes[0]
+  assert 'last_prompt, in benchmarks last_prompt (' in found['table6'].notes[0]
   apart = _lines(found['table6_paper'])['ε = 20',]
   assert apart['MBPP'] == Cell(0.0, digits=0)
   assert set(_tables(paths[0])) >= {'table6', 'table7_paper'}

@@ -152,11 +152,12 @@ def _table(
       of_paper += [None] * (len(kept) + len(triggered))
       head = f'paper ({paper.numbers()["model"]})'
       lines.append(Line((head, *setting), of_paper, is_paper=True))
-  queries = {
-    f'{study.labels[run]}: {run.method.get("query")}, benchmarks '
-    f'{run.method.get("task_query") or run.method.get("query")}'
-    for run in runs
-  }
+  queries: dict[str, list[str]] = {}
+  for run in runs:
+    query = run.method.get('query', 'not said')
+    asked = f'{query}, in benchmarks {run.method.get("task_query") or query}'
+    queries.setdefault(asked, []).append(study.labels[run])
+  told = [f'{asked} ({"; ".join(names)})' for asked, names in queries.items()]
   return Table(
     name=name,
     title=title,
@@ -172,7 +173,7 @@ def _table(
       'Reliability and generalization after all edits. Keys: entries of the '
       'codebook. Acts in: items, in per cent, in which some position was as '
       'near to a key as its radius. Which positions ask the codebook moves '
-      f'these numbers: {"; ".join(sorted(queries))}.',
+      f'these numbers: {"; ".join(told)}.',
       LEGEND,
     ],
   )

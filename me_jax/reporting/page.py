@@ -18,6 +18,7 @@ _LEAD = (
   'are, and what is left of everything else it could do. All sentences, tables '
   'and figures are made from the numbers that the runs wrote down.'
 )
+_LONG = 16  # lines
 _WORDS = {
   'Reliability': 'How much of a fact the model says when it is asked in the '
   'words of the edit: the share of the target tokens that it puts first, each '
@@ -127,7 +128,7 @@ def _num_panels(figure: Figure) -> int:
 def _of_provenance(table: Table) -> str:
   """Long lists are folded away."""
   html = table_forms.html(table)
-  if not table.name.startswith('settings_common'):
+  if len(table.lines) < _LONG:
     return html
   return f'<details><summary>{escape(table.title)}</summary>{html}</details>'
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from me_jax.evals.chance import chance
-from me_jax.reporting import labels, other_tables
+from me_jax.reporting import labels, other_tables, overview
 from me_jax.reporting.measured_run import EDIT_TASK, MeasuredRun
 from me_jax.reporting.significance import Changes
 from me_jax.reporting.study import Study
@@ -29,8 +29,11 @@ class Paragraph(NamedTuple):
 
 
 def summary(study: Study, changes: Changes) -> list[Paragraph]:
-  """A paragraph per run, then one per evaluation of a model as it is."""
-  found = [
+  """What runs have in common and what tells them apart, then a paragraph per
+  run and one per evaluation of a model as it is."""
+  together = list(overview.overview(study, changes))
+  found = [Paragraph('In short', together)] if together else []
+  found += [
     Paragraph(study.labels[run], list(_run(study, changes, run)))
     for run in study.runs
   ]

@@ -42,7 +42,7 @@ def adjusted_perplexity(study: Study) -> Table | None:
     name='table3',
     title='Adjusted perplexity by layer and number of edits (Table 3)',
     heads=('run',),
-    columns=[f'{n} edits' for n in edits],
+    columns=[edits_name(n) for n in edits],
     lines=lines,
     notes=[
       f'Judged by {", ".join(judges)}; lower is better. The perplexity of the '
@@ -70,9 +70,13 @@ def paper_adjusted_perplexity(study: Study) -> Table | None:
     'Table 3',
     f'adjusted perplexity, judged by {paper.numbers()["scorer"]}',
     ('ROME',),
-    [f'{n} edits' for n in edits],
+    [edits_name(n) for n in edits],
     lines,
   )
+
+
+def edits_name(count: int | str) -> str:
+  return '1 edit' if str(count) == '1' else f'{count} edits'
 
 
 def scorer(run: MeasuredRun) -> str:
