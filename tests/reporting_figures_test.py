@@ -206,6 +206,27 @@ def test_models_make_figure_3(tmp_path):
   assert {c.label for c in chart.curves} == {'tiny', 'big'}
 
 
+def test_layers_are_compared_with_all_else_equal(tmp_path):
+  grace = {'name': 'grace'}
+  paths = [
+    make(
+      tmp_path / f'{layer}_{eps}',
+      Made(method={**grace, 'layer': layer, 'eps': eps}),
+    )
+    for layer, eps in ((20, 1.0), (20, 5.0), (30, 5.0), (25, 9.0), (26, 9.0))
+  ]
+  chart = _figures(*paths)['figure4']
+  assert {(c.panel, c.label) for c in chart.curves} == {
+    ('GRACE, ε = 5 on tiny', 'L20'),
+    ('GRACE, ε = 5 on tiny', 'L30'),
+    ('GRACE, ε = 9 on tiny', 'L25'),
+    ('GRACE, ε = 9 on tiny', 'L26'),
+  }
+  other = make(tmp_path / 'big', Made(method=rome(layer=9), model='big'))
+  alone = make(tmp_path / 'rome', Made(method=rome()))
+  assert 'figure3' not in _figures(other, alone)
+
+
 def test_an_evaluation_alone_has_no_figure(tmp_path):
   assert _figures(evaluation(tmp_path / 'eval')) == {}
 

@@ -74,3 +74,13 @@ def test_what_is_no_workdir_is_said(tmp_path):
     (tmp_path / 'config.json').write_text(content)
     with pytest.raises(ValueError, match=message):
       read_run(tmp_path)
+
+
+def test_a_record_that_lacks_a_field_is_named(tmp_path):
+  path = make(tmp_path / 'run', Made(method=rome(), edits=(0, 1)))
+  with open(path / 'triangle.jsonl', 'a') as f:
+    f.write('{"edit_step": 2, "fact": 1}\n')
+  with pytest.raises(
+    ValueError, match='triangle.jsonl: record .* lacks scores'
+  ):
+    read_run(path)

@@ -1,5 +1,6 @@
 """Numbers in tables are those of rows; marks; the paper's numbers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from reporting_workdirs import Made, evaluation, make, read, rome
 
 from me_jax import files, results
 from me_jax.evals import comparison
-from me_jax.reporting import paper, significance, tables
+from me_jax.reporting import paper, significance, table_forms, tables
 from me_jax.reporting.table import Cell
 
 ALL = ('weight_drift', 'saliency', 'adjusted_ppl')
@@ -217,6 +218,22 @@ def test_other_items_make_another_line(tmp_path):
   assert ('unedited tiny, items of ROME, layer 9', '0') in lines
 
 
+def test_other_items_are_not_taken_for_step_0(tmp_path):
+  """Of fewer items they are no value before; what both share is compared."""
+  path = make(tmp_path / 'run', Made(method=rome()))
+  rows = results.read_rows(path / 'results.jsonl')
+  (path / 'results.jsonl').unlink()
+  results.append_rows(
+    path / 'results.jsonl',
+    [dataclasses.replace(r, n=15) for r in rows if r.num_edits],
+  )
+  study = read(path, evaluation(tmp_path / 'eval'))
+  [run] = study.runs
+  assert study.source(run, 'commonsenseqa') is study.evaluations[0]
+  assert study.unedited(run, 'commonsenseqa') is None
+  assert significance.changes(study).mark(run, 10, 'commonsenseqa') == '↓'
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
   path = make(tmp_path / 'run', Made(method=rome()))
   place = path / 'scores' / 'commonsenseqa' / '000010.jsonl'
@@ -264,3 +281,8 @@ def test_the_papers_numbers_are_whole():
     for line in by_edits.values():
       scores = [v for k, v in line.items() if k != 'avg']
       assert line['avg'] == pytest.approx(sum(scores) / 8, abs=0.3)
+
+
+def test_latex_knows_every_sign_of_ours(found):
+  for table in found.values():
+    assert table_forms.latex(table).isascii(), table.name

@@ -1,6 +1,6 @@
 """What methods, tasks and runs are called in tables and figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from me_jax.evals import registry
@@ -107,7 +107,7 @@ def run_labels(runs: Sequence[MeasuredRun]) -> list[str]:
   labels = []
   for run in runs:
     kin = [r for r in runs if (_kind(r)) == _kind(run)]
-    parts = [method_name(run.method), *_differences(run, kin)]
+    parts = [method_name(run.method), *differences(run, kin)]
     label = ', '.join(parts)
     labels.append(f'{label} on {run.model}' if several_models else label)
   for place in ('name', None):
@@ -124,26 +124,36 @@ def _kind(run: MeasuredRun) -> tuple[str, str]:
   return method_name(run.method), run.model
 
 
-def _differences(run: MeasuredRun, kin: Sequence[MeasuredRun]) -> list[str]:
-  """The settings of an edit in which the run differs from some of its kin."""
-  settings = [_edit_settings(r) for r in kin]
+def differences(
+  run: MeasuredRun,
+  kin: Sequence[MeasuredRun],
+  without: Collection[str] = (),
+) -> list[str]:
+  """The settings of an edit in which the run differs from some of its kin.
+
+  Args:
+    run: Whose values.
+    kin: The runs that it is told from.
+    without: Settings that are not named, as 'method/layer'.
+  """
+  settings = [edit_settings(r) for r in kin]
   names = dict.fromkeys(name for found in settings for name in found)
   different = [
     name
     for name in names
     if any(found.get(name) != settings[0].get(name) for found in settings)
   ]
-  own = _edit_settings(run)
+  own = edit_settings(run)
   told = [
     _setting(name, own[name])
     for name in different
-    if name in own and name not in _NOT_TOLD
+    if name in own and name not in _NOT_TOLD and name not in without
   ]
-  return told if len(told) <= _MOST_SETTINGS else told[:_MOST_SETTINGS]
+  return told[:_MOST_SETTINGS]
 
 
-def _edit_settings(run: MeasuredRun) -> dict[str, Any]:
-  """What its edits depend on."""
+def edit_settings(run: MeasuredRun) -> dict[str, Any]:
+  """What its edits depend on beside the model, by path."""
   names = ('method', 'edit_batch_size', 'facts', 'second_moment', 'seed')
   found = {n: run.config[n] for n in names if n in run.config}
   return flat_settings(found)

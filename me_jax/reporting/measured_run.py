@@ -152,6 +152,27 @@ def read_run(path: files.PathLike) -> MeasuredRun:
     identity=identity,
     notes=json.loads(place.config.read_text()).get('notes') or {},
     rows=results.read_rows(place.results),
-    triangle=files.read_jsonl(place.triangle),
-    records=checkpoints.read_records(place.checkpoints),
+    triangle=_checked(
+      files.read_jsonl(place.triangle),
+      ('edit_step', 'fact', 'scores'),
+      place.triangle,
+    ),
+    records=_checked(
+      checkpoints.read_records(place.checkpoints),
+      ('edit_step', 'requests'),
+      place.checkpoints,
+    ),
   )
+
+
+def _checked(
+  records: list[Record], fields: Sequence[str], path: pathlib.Path
+) -> list[Record]:
+  """The records, which have these fields."""
+  for number, record in enumerate(records, start=1):
+    if missing := [name for name in fields if name not in record]:
+      raise ValueError(
+        f'{path}: record {number} lacks {", ".join(missing)}. Restore it, or '
+        'delete it to have the run make it again.'
+      )
+  return records

@@ -1,7 +1,9 @@
 """Figures 3, 4, 5 and 7 of the paper, and the same for any runs: what becomes
 of general ability."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from me_jax.reporting import labels
 from me_jax.reporting.curves import EDITS, INTERVALS, groups, of_scores
@@ -42,11 +44,15 @@ def scores(study: Study) -> list[Chart]:
 
 
 def models(study: Study) -> Chart | None:
-  """Figure 3: ROME on several models."""
-  runs = [r for r in study.runs if labels.method_name(r.method) == 'ROME']
-  runs = list({run.model: run for run in reversed(runs)}.values())[::-1]
-  if len(runs) < 2:
+  """Figure 3: ROME on several models, with the same settings."""
+  rome = [r for r in study.runs if labels.method_name(r.method) == 'ROME']
+  groups = [
+    {run.model: run for run in reversed(runs)} for runs in _alike(rome, ())
+  ]
+  by_model = max(groups, key=len, default={})
+  if len(by_model) < 2:
     return None
+  runs = [run for run in study.runs if run in by_model.values()]
   return _by_edits(
     study,
     runs,
@@ -86,6 +92,7 @@ def layers(study: Study) -> Chart | None:
 
   return _by_setting(
     study,
+    varied=('method/layer', 'method/layers'),
     setting=lambda run: run.layers,
     label=name,
     name='figure4',
@@ -100,6 +107,7 @@ def batch_sizes(study: Study) -> Chart | None:
   size."""
   return _by_setting(
     study,
+    varied=('edit_batch_size',),
     setting=lambda run: run.config.get('edit_batch_size', 1),
     label=lambda run: f'{run.config.get("edit_batch_size", 1)} at once',
     name='figure5',
@@ -112,7 +120,8 @@ def batch_sizes(study: Study) -> Chart | None:
 def _by_setting(
   study: Study,
   *,
-  setting: Callable[[MeasuredRun], object],
+  varied: Collection[str],
+  setting: Callable[[MeasuredRun], Any],
   label: Callable[[MeasuredRun], str],
   name: str,
   title: str,
@@ -121,18 +130,25 @@ def _by_setting(
 ) -> Chart | None:
   """A panel per method and model, a curve per setting; None where no method
   has two."""
-  groups: dict[str, dict[object, MeasuredRun]] = {}
-  for run in study.runs:
-    if run.layers and _QUESTIONS in run.headlines:
-      panel = f'{labels.method_name(run.method)} on {run.model}'
-      # Of runs that agree in the setting, the first.
-      groups.setdefault(panel, {}).setdefault(setting(run), run)
+  measured = [r for r in study.runs if r.layers and _QUESTIONS in r.headlines]
+  groups = [
+    {setting(run): run for run in reversed(runs)}
+    for _, of_model in itertools.groupby(sorted(measured, key=_kind), key=_kind)
+    for runs in _alike(list(of_model), varied)
+  ]
+  groups = [by_setting for by_setting in groups if len(by_setting) > 1]
   curves: list[Curve] = []
   levels: list[Level] = []
-  for panel, by_setting in groups.items():
-    if len(by_setting) < 2:
-      continue
+  for by_setting in groups:
     runs = [by_setting[key] for key in sorted(by_setting)]
+    kin = [
+      run
+      for other in groups
+      for run in other.values()
+      if _kind(run) == _kind(runs[0])
+    ]
+    told = labels.differences(runs[0], kin, without=varied)
+    panel = f'{", ".join([_kind(runs[0])[0], *told])} on {runs[0].model}'
     found, against = of_scores(
       study, runs, _QUESTIONS, panel=panel, names=list(map(label, runs))
     )
@@ -154,6 +170,27 @@ def _by_setting(
     x_scale=x_scale,
     y_low=0.0,
   )
+
+
+def _kind(run: MeasuredRun) -> tuple[str, str]:
+  return labels.method_name(run.method), run.model
+
+
+def _alike(
+  runs: Sequence[MeasuredRun], varied: Collection[str]
+) -> list[list[MeasuredRun]]:
+  """The runs that agree in all settings of an edit but these."""
+  found: list[tuple[dict[str, Any], list[MeasuredRun]]] = []
+  for run in runs:
+    settings = labels.edit_settings(run)
+    settings = {k: v for k, v in settings.items() if k not in varied}
+    for other, members in found:
+      if settings == other:
+        members.append(run)
+        break
+    else:
+      found.append((settings, [run]))
+  return [members for _, members in found]
 
 
 def _without_zero(curve: Curve) -> Curve:

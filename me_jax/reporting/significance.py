@@ -52,29 +52,23 @@ def changes(study: Study) -> Changes:
   """Every measured state of every run."""
   tasks, facts, notes = {}, {}, []
   for run in study.runs:
-    for num_edits in run.edits():
-      if num_edits:
-        tasks[run, num_edits] = _task_changes(study, run, num_edits, notes)
-        facts[run, num_edits] = fact_changes(run, num_edits)
+    edits = [n for n in run.edits() if n]
+    found: dict[int, list[Comparison]] = {n: [] for n in edits}
+    for task in run.headlines:
+      source = study.source(run, task)
+      before = source.scores(task, 0) if source else []
+      for n in edits if before else ():
+        after = run.scores(task, n) if study.score(run, task, n) else []
+        if not after:
+          continue
+        try:
+          found[n].append(comparison.compare(before, after, task))
+        except ValueError as e:
+          notes.append(f'{study.labels[run]}, {n} edits, not compared: {e}')
+    for n in edits:
+      tasks[run, n] = {c.task: c for c in comparison.holm(found[n])}
+      facts[run, n] = fact_changes(run, n)
   return Changes(tasks, facts, list(dict.fromkeys(notes)))
-
-
-def _task_changes(
-  study: Study, run: MeasuredRun, num_edits: int, notes: list[str]
-) -> dict[str, Comparison]:
-  found = []
-  for task in run.headlines:
-    source = study.source(run, task)
-    if source is None or not study.score(run, task, num_edits):
-      continue
-    before, after = source.scores(task, 0), run.scores(task, num_edits)
-    if not before or not after:
-      continue
-    try:
-      found.append(comparison.compare(before, after, task))
-    except ValueError as e:
-      notes.append(f'{study.labels[run]}, {num_edits} edits, not compared: {e}')
-  return {c.task: c for c in comparison.holm(found)}
 
 
 def fact_changes(

@@ -41,21 +41,31 @@ class Study:
 
   def source(self, run: MeasuredRun, task: str) -> MeasuredRun | None:
     """Who measured a task on the unedited model of a run: the run itself, or
-    else another of the same weights."""
-    same = [r for r in self.all_runs if r.weights and r.weights == run.weights]
+    else another of the same weights that asks in the same way."""
+    others = [
+      r
+      for r in self.all_runs
+      if r.weights and r.weights == run.weights and _asks_alike(r, run)
+    ]
     return next(
       (
         r
-        for r in [run, *same]
+        for r in [run, *others]
         if task in r.headlines and r.row(task, r.headlines[task], 0)
       ),
       None,
     )
 
   def unedited(self, run: MeasuredRun, task: str) -> Row | None:
-    """The headline of a task on the unedited model of a run."""
+    """The headline of a task on the unedited model of a run; None where that
+    was only measured on more or fewer items than the run has."""
     source = self.source(run, task)
-    return source and source.row(task, source.headlines[task], 0)
+    if source is None:
+      return None
+    row = source.row(task, source.headlines[task], 0)
+    metric = run.headlines.get(task)
+    own = {run.row(task, metric, n).n for n in run.edits(task, metric or '')}
+    return row if not own or row.n in own else None
 
   def score(self, run: MeasuredRun, task: str, num_edits: int) -> Row | None:
     """The headline of a task after so many edits."""
@@ -63,6 +73,16 @@ class Study:
       return self.unedited(run, task)
     metric = run.headlines.get(task)
     return run.row(task, metric, num_edits) if metric else None
+
+
+def _asks_alike(one: MeasuredRun, other: MeasuredRun) -> bool:
+  """Whether both put a benchmark to a model in the same words."""
+  settings = [run.config.get('evals') or {} for run in (one, other)]
+  return all(
+    settings[0][name] == settings[1][name]
+    for name in ('profile', 'prompts', 'exemplars')
+    if name in settings[0] and name in settings[1]
+  )
 
 
 def study(runs: Sequence[MeasuredRun]) -> Study:

@@ -124,30 +124,29 @@ def _of_facts(run: MeasuredRun, last: int) -> Iterator[str]:
 def _of_abilities(
   study: Study, changes: Changes, run: MeasuredRun, last: int
 ) -> Iterator[str]:
+  compared = changes.tasks.get((run, last), {})
+  # On the items that both answered; without a comparison on those of the rows.
+  values = {
+    task: (before.value, after.value)
+    for task in study.tasks
+    if (before := study.unedited(run, task))
+    and (after := study.score(run, task, last))
+  } | {task: (c.before, c.after) for task, c in compared.items()}
   tasks = [
-    t
-    for t in study.tasks
-    if not labels.is_perplexity(t)
-    and study.score(run, t, last)
-    and study.unedited(run, t)
+    t for t in study.tasks if t in values and not labels.is_perplexity(t)
   ]
   if not tasks:
     return
   fell, rose, same = [], [], []
   for task in tasks:
-    compared = changes.tasks.get((run, last), {}).get(task)
-    sign = changes.mark(run, last, task)
-    before, after = study.unedited(run, task), study.score(run, task, last)
-    text = (
-      f'{labels.task_name(task)} from {number(before.value)} to '
-      f'{number(after.value)}'
-    )
-    if not compared:
+    before, after = map(number, values[task])
+    text = f'{labels.task_name(task)} from {before} to {after}'
+    if task not in compared:
       same.append((text, False))
-    elif not sign:
+    elif not changes.mark(run, last, task):
       same.append((text, True))
     else:
-      (fell if compared.difference < 0 else rose).append(text)
+      (fell if compared[task].difference < 0 else rose).append(text)
   count = (
     f'Of {len(tasks)} benchmarks' if len(tasks) > 1 else 'Of one benchmark'
   )
