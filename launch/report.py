@@ -19,7 +19,7 @@ _WORKDIRS = flags.DEFINE_list(
   'workdirs', None, 'Directories of runs, as runs/rome,runs/memit.'
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Where the report goes; an earlier one there is replaced.'
+  'output', None, 'Where the report goes; files of the same name are replaced.'
 )
 
 
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Everything between the flags and the report."""
+  # Here, for it needs matplotlib, which is an extra.
   from me_jax.reporting import measured_run, write
 
   names = list(dict.fromkeys(filter(None, _WORKDIRS.value)))

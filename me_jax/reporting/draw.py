@@ -165,6 +165,7 @@ def _curve(ax: Axes, curve: Curve, *, shade: bool, **look: Any) -> None:
       fmt='none',
       ecolor=look['color'],
       elinewidth=0.9,
+      alpha=0.6,
       capsize=2,
     )
 

@@ -79,12 +79,13 @@ def _of_text(
 def _extremes(
   found: Sequence[tuple[float, str]], unit: str, digits: int = 1
 ) -> str:
-  """'A (98.1 %) and least with B (72.2 %)'; every name where several tie."""
+  """'A (98.1 %) and least with B (72.2 %)'; how many where several tie."""
   high, low = max(v for v, _ in found), min(v for v, _ in found)
 
   def told(value: float) -> str:
-    names = ' and '.join(name for v, name in found if v == value)
-    return f'{names} ({number(value, digits)}{unit})'
+    names = [name for v, name in found if v == value]
+    who = f'{len(names)} runs' if len(names) > 2 else ' and '.join(names)
+    return f'{who} ({number(value, digits)}{unit})'
 
   if high == low:
     return f'{told(high)}, all alike'
