@@ -20,13 +20,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from launch import cache, evaluation, inventory, log, versions
-from me_jax import files, generation, rebuild, report, results
+from me_jax import files, generation, rebuild, results
 from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
 from me_jax.evals.task import fingerprint
 from me_jax.evals.untouched import Room, Untouched
 from me_jax.models import load
 from me_jax.progress import Progress, duration
+from me_jax.reporting import run_report
 from me_jax.typing import ModelState, SitePredictor
 from me_jax.workdir import Workdir, samples_path
 
@@ -184,7 +185,7 @@ def evaluate(settings: EvalConfig) -> None:
         state=state.fingerprint,
       ),
     )
-  text = report.benchmarks(results.read_rows(workdir.results))
+  text = run_report.benchmarks(results.read_rows(workdir.results))
   files.write_atomic(workdir.report, text)
   print(f'\n{text}')
   print(

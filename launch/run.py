@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch import cache, command_line, evaluation, log, plan, versions
-from me_jax import files, generation, report, sequential
+from me_jax import files, generation, sequential
 from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
 from me_jax.data import facts, sample
@@ -36,6 +36,7 @@ from me_jax.evals.unedited import UneditedAnswers
 from me_jax.models import load
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import duration
+from me_jax.reporting import run_report
 from me_jax.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -176,7 +177,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
   )
 
   def write_report(rows):
-    text = report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
+    text = run_report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
     files.write_atomic(workdir.report, text)
 
   activations = (

@@ -24,11 +24,12 @@ from typing import Any
 from absl import app, flags
 
 from launch import evaluation, log
-from me_jax import files, report, results, sequential
+from me_jax import files, results, sequential
 from me_jax.config import EvalConfig
 from me_jax.evals import runner, samples
 from me_jax.evals.task import Task
 from me_jax.models import load
+from me_jax.reporting import run_report
 from me_jax.workdir import Workdir
 
 _DATA_ROOT = flags.DEFINE_string(
@@ -97,9 +98,9 @@ def score(run: pathlib.Path) -> list[str]:
     failures += _score_task(name, make, workdir, target, config)
   rows = results.read_rows(target.results)
   if any(row.task == sequential.EDIT_TASK for row in rows):
-    text = report.report(rows, sequential.EDIT_TASK, target.all_scores())
+    text = run_report.report(rows, sequential.EDIT_TASK, target.all_scores())
   else:
-    text = report.benchmarks(rows)
+    text = run_report.benchmarks(rows)
   files.write_atomic(target.report, text)
   print(f'\n{text}')
   return failures
@@ -148,7 +149,7 @@ def _score_task(
     head = metrics[0]
     print(
       f'{name}, step {step}: {head.name} {head.value:.1f}, '
-      f'n {report.items(name, head.n)}',
+      f'n {run_report.items(name, head.n)}',
       flush=True,
     )
   return failures

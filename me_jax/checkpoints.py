@@ -7,6 +7,7 @@ beside the weights is stored whole with each step.
 """
 
 import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -250,6 +251,29 @@ class Checkpoints:
       f'directories {step} and above and run the same command again: they '
       'are made anew.'
     )
+
+
+def read_records(directory: files.PathLike) -> list[dict[str, Any]]:
+  """The records of the edit steps there are, in order, and nothing else.
+
+  A run may be at work there: nothing is cleaned up, and a step that is not
+  complete is left out.
+
+  Raises:
+    ValueError: A record is damaged.
+  """
+  records = []
+  steps = pathlib.Path(directory).glob('[0-9]*/record/metadata')
+  complete = [p for p in steps if p.parts[-3].isdecimal()]
+  for path in sorted(complete, key=lambda p: int(p.parts[-3])):
+    try:
+      records.append(dict(json.loads(path.read_text())))
+    except (ValueError, TypeError) as e:
+      raise ValueError(
+        f'{path} is damaged ({e}). Delete this step and those above and run '
+        'the same command again: they are made anew.'
+      ) from e
+  return records
 
 
 def check_finite(params: Params, edit: Edit) -> None:

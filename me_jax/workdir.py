@@ -9,8 +9,8 @@ from typing import Any
 from me_jax import files
 
 
-class Workdir:
-  """Everything that one run writes, and the right to write it.
+class RunFiles:
+  """Everything that one run writes.
 
   | place                      | content                                      |
   |----------------------------|----------------------------------------------|
@@ -27,28 +27,8 @@ class Workdir:
   """
 
   def __init__(self, path: files.PathLike):
-    """Creates the directory and locks it until the process ends.
-
-    Raises:
-      OSError: Another process runs there, or it cannot be written.
-    """
+    """The places in a directory; it is neither locked nor written to."""
     self.path = pathlib.Path(path).absolute()
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / '.lock', 'w')
-    except OSError as e:
-      raise files.explained(e, self.path) from e
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise OSError(
-        e.errno,
-        f'Another process is running in {self.path}. Wait for it, or choose '
-        'another --workdir.',
-      ) from e
-    # What a killed process was writing, under a name that nothing reads.
-    for partial in self.path.rglob('.*.partial'):
-      partial.unlink(missing_ok=True)
 
   @property
   def config(self) -> pathlib.Path:
@@ -99,7 +79,7 @@ class Workdir:
     return found
 
   def identity(self) -> dict[str, Any]:
-    """What `claim` wrote down: all that the run's numbers depend on.
+    """What `Workdir.claim` wrote: all that the run's numbers depend on.
 
     Raises:
       FileNotFoundError: Nothing was claimed yet.
@@ -112,6 +92,34 @@ class Workdir:
         f'{self.config} is damaged ({type(e).__name__}: {e}). Restore it, or '
         'start again in an empty --workdir.'
       ) from e
+
+
+class Workdir(RunFiles):
+  """A run's directory, and the right to write in it."""
+
+  def __init__(self, path: files.PathLike):
+    """Creates the directory and locks it until the process ends.
+
+    Raises:
+      OSError: Another process runs there, or it cannot be written.
+    """
+    super().__init__(path)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / '.lock', 'w')
+    except OSError as e:
+      raise files.explained(e, self.path) from e
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise OSError(
+        e.errno,
+        f'Another process is running in {self.path}. Wait for it, or choose '
+        'another --workdir.',
+      ) from e
+    # What a killed process was writing, under a name that nothing reads.
+    for partial in self.path.rglob('.*.partial'):
+      partial.unlink(missing_ok=True)
 
   def check(self, identity: Mapping[str, Any]) -> None:
     """Returns if the directory is new, or agrees in all that is given.
@@ -163,7 +171,7 @@ class Workdir:
 
 
 def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
-  """`Workdir.samples`, for who only reads there."""
+  """`RunFiles.samples`, for who only reads there."""
   return pathlib.Path(workdir) / 'samples' / task / f'{step:06d}.jsonl'
 
 

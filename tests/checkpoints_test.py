@@ -290,3 +290,17 @@ def test_reading_costs_the_same_for_every_step(opened, monkeypatch):
   restored.clear()
   checkpoints.fingerprint(steps)
   assert restored == []
+
+
+def test_records_are_read_without_opening_the_run(three):
+  (three / '4.orbax-checkpoint-tmp').mkdir()
+  (three / '5').mkdir()
+  before = sorted(three.rglob('*'))
+  records = checkpoints_lib.read_records(three)
+  assert [r['edit_step'] for r in records] == [1, 2, 3]
+  assert records[0]['note'] == 'ü'
+  assert sorted(three.rglob('*')) == before
+  assert checkpoints_lib.read_records(three / 'nothing') == []
+  (three / '2' / 'record' / 'metadata').write_text('{')
+  with pytest.raises(ValueError, match='2/record/metadata is damaged'):
+    checkpoints_lib.read_records(three)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from me_jax import files
-from me_jax.workdir import Workdir
+from me_jax.workdir import RunFiles, Workdir
 
 IDENTITY = {
   'config': {
@@ -50,7 +50,7 @@ def test_places_are_below_the_directory(tmp_path):
     )
   ]
   assert len(set(names)) == 7
-  assert all(name in Workdir.__doc__ for name in names)
+  assert all(name in RunFiles.__doc__ for name in names)
   assert workdir.samples('mmlu', 10) == (
     tmp_path / 'new' / 'run' / 'samples' / 'mmlu' / '000010.jsonl'
   )
@@ -58,7 +58,7 @@ def test_places_are_below_the_directory(tmp_path):
     tmp_path / 'new' / 'run' / 'scores' / 'mmlu@4096' / '000000.jsonl'
   )
   for name in ('samples', 'scores'):
-    assert f'`{name}/TASK/' in Workdir.__doc__
+    assert f'`{name}/TASK/' in RunFiles.__doc__
 
 
 def test_all_scores_by_step_and_task(tmp_path):
@@ -224,3 +224,12 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
   kept.write_text('')
   Workdir(tmp_path)
   assert kept.exists() and not leftover.exists()
+
+
+def test_reading_neither_locks_nor_writes(tmp_path):
+  Workdir(tmp_path / 'run').claim(IDENTITY, {})
+  there = sorted((tmp_path / 'run').iterdir())
+  other = RunFiles(tmp_path / 'run')  # locked by `workdir`
+  assert other.identity()['weights'] == 'abc'
+  RunFiles(tmp_path / 'nowhere')
+  assert sorted(tmp_path.rglob('*')) == [tmp_path / 'run', *there]

@@ -1,8 +1,8 @@
 import dataclasses
 import math
 
-from me_jax import report
 from me_jax.evals.registry import BENCHMARKS, OFFICIAL_ITEMS
+from me_jax.reporting import run_report
 from me_jax.results import Row
 
 
@@ -54,7 +54,7 @@ def _sections(text):
 
 
 def test_headlines_make_the_first_table():
-  text = report.report(ROWS, 'edit', {})
+  text = run_report.report(ROWS, 'edit', {})
   assert text.startswith('# my_run: rome on tiny\n')
   table = _sections(text)["General ability (as the paper's Table 1)"]
   assert table == [
@@ -67,7 +67,7 @@ def test_headlines_make_the_first_table():
 
 
 def test_facts_stand_beside_the_unedited_floor():
-  sections = _sections(report.report(ROWS, 'edit', {}))
+  sections = _sections(run_report.report(ROWS, 'edit', {}))
   head, _, *rows = sections[_TOKENS]
   assert head == [
     'edits',
@@ -90,25 +90,25 @@ def test_facts_stand_beside_the_unedited_floor():
 
 
 def test_locality_has_agreement_and_specificity():
-  sections = _sections(report.report(ROWS, 'edit', {}))
+  sections = _sections(run_report.report(ROWS, 'edit', {}))
   head, _, *rows = sections[_TOKENS.replace('Facts', 'Locality')]
   assert head[:3] == ['edits', 'seq. agreement', 'seq. specificity']
   assert rows == [['5', '81.0', '', '', '', '', '82.0']]
 
 
 def test_a_run_without_tasks_has_no_first_table():
-  text = report.report(ROWS[:1], 'edit', {})
+  text = run_report.report(ROWS[:1], 'edit', {})
   assert 'General ability' not in text
   assert 'unedited rel.' in text
 
 
 def test_nothing_measured():
-  assert report.report([], 'edit', {}) == 'Nothing was measured yet.\n'
+  assert run_report.report([], 'edit', {}) == 'Nothing was measured yet.\n'
 
 
 def test_the_number_of_items_stands_in_the_heading():
   rows = [dataclasses.replace(row, n=14_042) for row in ROWS]
-  assert '| mmlu (n = 14,042) |' in report.report(rows, 'edit', {})
+  assert '| mmlu (n = 14,042) |' in run_report.report(rows, 'edit', {})
 
 
 def _scores(corrects):
@@ -130,9 +130,9 @@ def test_states_are_compared_on_the_same_items():
   title = 'Change against the unedited model, same items'
   unedited = {0: {'c3': _scores([1, 1, 1, 1, 0])}}
   for scores in ({}, unedited):
-    assert title not in report.report(ROWS, 'edit', scores)
+    assert title not in run_report.report(ROWS, 'edit', scores)
   edited = {5: {'c3': _scores([0, 0, 1, 1, 1])}}
-  table = _sections(report.report(ROWS, 'edit', unedited | edited))[title]
+  table = _sections(run_report.report(ROWS, 'edit', unedited | edited))[title]
   assert table[0] == ['edit step', 'c3']
   # Two lost, one gained: McNemar's p is 1.
   assert table[2:] == [['5', '-20.0 (1.000)']]
@@ -147,7 +147,7 @@ def test_an_evaluation_is_one_line_per_metric():
     _row(0, 'text', 'ppl', math.inf),
     _row(0, 'text', 'half', 1.0, (0.5, None)),
   ]
-  assert report.benchmarks(rows) == (
+  assert run_report.benchmarks(rows) == (
     '| task | edits | metric | value | 95 % interval | n |\n'
     '|---|--:|---|--:|---|--:|\n'
     '| mmlu | 0 | mmlu | 46.8 | 40.0 to 50.1 | 4 of 14,042 |\n'
@@ -186,13 +186,13 @@ def test_the_average_is_the_papers():
     _row(100, 'ppl', 'ppl', math.inf),
     _row(2, 'ppl', 'ppl', 7.0),
   ]
-  text = report.report(rows, 'edit', {})
+  text = run_report.report(rows, 'edit', {})
   table = _sections(text)["General ability (as the paper's Table 1)"]
   head, _, *lines = table
   assert head[-1] == 'Avg.'
   assert [line[-1] for line in lines] == ['-', '32.6', '18.3']
   assert f'lacks {", ".join(BENCHMARKS)} after 2 edits.' in text
-  text = report.benchmarks(rows)
+  text = run_report.benchmarks(rows)
   for edits, average in ((2, '-'), (10, '32.6'), (100, '18.3')):
     assert f'| Avg. | {edits} | mean | {average} |  |  |\n' in text
 
@@ -201,7 +201,10 @@ def test_an_average_without_a_member_is_not_printed():
   values = [float(i) for i in range(8)]
   rows = _table_1(0, values) + _table_1(5, values)
   rows = [row for row in rows if (row.num_edits, row.task) != (5, 'c3')]
-  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+  for text in (
+    run_report.report(rows, 'edit', {}),
+    run_report.benchmarks(rows),
+  ):
     assert 'benchmarks, lacks c3 after 5 edits.' in text
     assert 'official' not in text
   assert '| Avg. | 0 | mean | 3.5 |' in text
@@ -214,7 +217,10 @@ def test_a_part_of_the_official_items_is_called_one():
     dataclasses.replace(_row(0, 'tydiqa_goldp@4096', 'f1', 1.0), n=900),
     dataclasses.replace(_row(0, 'axb', 'accuracy', 1.0), n=1104),
   ]
-  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+  for text in (
+    run_report.report(rows, 'edit', {}),
+    run_report.benchmarks(rows),
+  ):
     assert '1,000 of 5,000' in text and '900 of 5,077' in text
     assert text.count('1,104') == 1 and 'of 1,104' not in text
     assert (
@@ -224,7 +230,10 @@ def test_a_part_of_the_official_items_is_called_one():
 
 def test_without_a_benchmark_there_is_no_average():
   rows = [_row(0, 'wikitext_ppl', 'ppl', 9.0)]
-  for text in (report.report(rows, 'edit', {}), report.benchmarks(rows)):
+  for text in (
+    run_report.report(rows, 'edit', {}),
+    run_report.benchmarks(rows),
+  ):
     assert 'Avg.' not in text and 'official' not in text
 
 
@@ -239,7 +248,7 @@ def test_where_a_method_acts():
     _row(5, 'edit', 'sequential_reliability_trigger_rate', 100.0),
     _row(5, 'edit', 'sequential_locality_trigger_rate', 20.0),
   ]
-  table = _sections(report.report([*ROWS, *acting], 'edit', {}))
+  table = _sections(run_report.report([*ROWS, *acting], 'edit', {}))
   assert [row for row in table['Where the method acts'] if row[0] != '--:'] == [
     ['edits', 'mmlu, items', 'mmlu, copied'],
     ['5', '40.0', '60.0'],
@@ -249,4 +258,4 @@ def test_where_a_method_acts():
     ['0', '0.00', '', ''],
     ['5', '5.00', '0.75', '12.50'],
   ]
-  assert 'Where the method acts' not in report.report(ROWS, 'edit', {})
+  assert 'Where the method acts' not in run_report.report(ROWS, 'edit', {})

@@ -1,0 +1,1 @@
+"""What runs measured, as tables, figures and a page; see `launch/report.py`."""

@@ -1,0 +1,39 @@
+"""The program, from workdirs to files."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from reporting_workdirs import Made, make, rome
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _start(*args):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'launch.report', *args],
+    cwd=_REPO,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_it_writes_a_report_or_says_why_not(tmp_path):
+  run = make(tmp_path / 'run', Made(method=rome(), edits=(0, 1)))
+  out = tmp_path / 'out'
+  whole = _start(f'--workdirs={run},{run}', f'--output={out}')
+  wrong = _start(f'--workdirs={run},{tmp_path}', f'--output={tmp_path / "no"}')
+  printed, errors = whole.communicate()
+  assert whole.returncode == 0, errors
+  assert f'The page: {out / "index.html"}' in printed and errors == ''
+  assert (out / 'tables' / 'table1.md').read_text().startswith('### General')
+  _, errors = wrong.communicate()
+  assert wrong.returncode == 1
+  assert errors == (
+    f'Error: {tmp_path} is not the workdir of a run: it has no config.json. '
+    'Name directories that launch.run or launch.evaluate wrote.\n'
+  )
+  assert not (tmp_path / 'no').exists()
