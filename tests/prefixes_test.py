@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from me_jax import prefixes
 from me_jax.prefixes import _STEP, shared_lengths
 
 A, B, C, D = ([10 * (i + 1)] * _STEP for i in range(4))  # one step each
@@ -48,6 +49,16 @@ def test_a_long_prefix_of_few_or_a_short_one_of_many():
   # All by one step save 16 (4 + n - 1).
   assert shared_lengths([*few, *many(8)]) == [4 * _STEP] * 4 + [0] * 8
   assert shared_lengths([*few, *many(10)]) == [_STEP] * 14
+
+
+@pytest.mark.parametrize(('rest', 'length'), [(3, _STEP), (4, 0)])
+def test_a_small_part_of_long_prompts_is_not_shared(rest, length):
+  """A quarter is, less is not; of all that begin alike, together."""
+  own = lambda i: [[1000 + i] * _STEP] * rest
+  prompts = [
+    [*A, *(token for step in own(i) for token in step)] for i in range(6)
+  ]
+  assert shared_lengths(prompts) == [length] * 6
 
 
 def test_no_prompts_and_short_ones():
@@ -112,7 +123,8 @@ def _best(prompts):
   return best(0, frozenset())
 
 
-def test_no_choice_of_groups_saves_more():
+def test_no_choice_of_groups_saves_more(monkeypatch):
+  monkeypatch.setattr(prefixes, '_MIN_SHARE', 0)
   rng = random.Random(0)
   savings, kinds = set(), set()
   for _ in range(400):
