@@ -11,6 +11,25 @@ pytest_plugins = ['golden_fixtures']
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True, scope='module')
+def few_programs():
+  """Forgets compiled programs before there are too many of them.
+
+  Each takes some memory maps. At the system's limit, 65,530 by default, which
+  the whole suite in two processes would reach, the next one ends the process.
+  """
+  yield
+  try:
+    maps = pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
+    limit = int(pathlib.Path('/proc/sys/vm/max_map_count').read_text())
+  except OSError:  # Not Linux.
+    return
+  if maps > limit // 2:
+    import jax
+
+    jax.clear_caches()
+
+
 def _place(variable: str, default: str) -> pathlib.Path:
   path = pathlib.Path(os.environ.get(variable) or _REPO / default)
   if not path.is_dir():

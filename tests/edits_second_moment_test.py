@@ -222,7 +222,7 @@ def test_plan_holds_every_text_once():
     ({'layers': [4]}, r'layers from 0 to 3, got \[4\]'),
     ({'layers': []}, 'got none'),
     ({'token_rows': []}, 'longest has 0'),
-    ({'token_rows': [[1] * 513]}, 'longest has 513'),
+    ({'token_rows': [[1] * 2049]}, 'longest has 2049'),
     ({'token_rows': [[1, 257]]}, '257.*vocabulary has 257'),
   ],
 )

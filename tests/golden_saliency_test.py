@@ -19,21 +19,21 @@ def stored(golden):
 
 
 @pytest.fixture(scope='module')
-def label_ids(smollm2):
-  return saliency_prompts.label_words(smollm2.tokenizer, sst2_icl.LABELS).ids
+def words(smollm2):
+  return saliency_prompts.label_words(smollm2.tokenizer, sst2_icl.LABELS)
 
 
 @pytest.fixture(scope='module')
-def prompts(smollm2, label_ids, stored):
+def prompts(smollm2, words, stored):
   return [
-    saliency_prompts.build_prompt(smollm2.tokenizer, _item(s), label_ids)
+    saliency_prompts.build_prompt(smollm2.tokenizer, _item(s), words)
     for s in stored['samples']
   ]
 
 
 @pytest.fixture(scope='module')
-def found(smollm2, label_ids, prompts):
-  measure = saliency(smollm2.config, label_ids=label_ids, batch_size=3)
+def found(smollm2, words, prompts):
+  measure = saliency(smollm2.config, label_ids=words.ids, batch_size=3)
   return measure(smollm2.params, prompts)
 
 
@@ -52,8 +52,8 @@ def _item(sample):
   )
 
 
-def test_tokens(prompts, label_ids, stored):
-  assert [[i] for i in label_ids] == [stored['label_ids'][g] for g in '01']
+def test_tokens(prompts, words, stored):
+  assert [[i] for i in words.ids] == [stored['label_ids'][g] for g in '01']
   for prompt, sample in zip(prompts, stored['samples'], strict=True):
     assert list(prompt.ids) == sample['ids']
     assert list(prompt.label_positions) == sample['label_positions']

@@ -52,7 +52,9 @@ class Range:
     self._range = range(*ends)
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, Range) and self._range == other._range
+    if isinstance(other, Range):
+      other = other._range
+    return isinstance(other, range) and self._range == other
 
   def __hash__(self) -> int:
     return hash(self._range)
