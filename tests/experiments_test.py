@@ -108,7 +108,7 @@ _SMALL = {
 _CHANGES = {
   'figure5': {'edit_batch_size': '2'},
   'table4': {'eval_steps': '(1,)'},
-  'table5': {'eval_steps': '(0,)', 'num_edits': '1'},
+  'table5': {'eval_steps': '(0,)', 'num_edits': '1', 'limit': '1'},
 }
 _ROWS = {
   'table1': {'mmlu', 'commonsenseqa', 'wikitext_ppl'},

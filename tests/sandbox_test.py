@@ -452,13 +452,21 @@ def test_any_folder_can_be_removed(tmp_path):
     {1, 'a'},
     {'a': [1], (1,): None},
     collections.deque([1]),
-    range(-1, 10, 3),
   ],
 )
 def test_plain_data_survives(value):
   text = plain.encode(value, 1000)
   found = plain.decode(json.loads(text))
   assert found == value and type(found) is type(value)
+
+
+def test_a_range_survives_as_what_it_holds():
+  value = range(-1, 10, 3)
+  found = plain.decode(json.loads(plain.encode(value, 1000)))
+  assert found == value and found != range(-1, 11, 4)
+  assert [x in found for x in (-1, 2.0, True, 3, 2.5, '2', None)] == [
+    x in value for x in (-1, 2.0, True, 3, 2.5, '2', None)
+  ]
 
 
 def test_size_and_depth_are_bounded():
