@@ -8,6 +8,8 @@ from typing import Any
 from me_jax import files
 from me_jax.evals.task import Metric
 
+EDIT_TASK = 'edit'  # the task that is about the facts
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:

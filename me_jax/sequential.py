@@ -28,10 +28,10 @@ from me_jax.evals.unedited import UneditedAnswers
 from me_jax.evals.untouched import Room, Untouched
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import Progress
+from me_jax.results import EDIT_TASK
 from me_jax.typing import ModelState, Predictor, ScoreRequest
 from me_jax.workdir import Workdir
 
-EDIT_TASK = 'edit'
 _PROBE_TOKENS = 256
 _TRIANGLE_FIELDS = {'edit_step', 'fact', 'state_fingerprint', 'scores'}
 
@@ -344,7 +344,7 @@ class _Measurements:
       log = job.workdir.samples(name, step)
       shared = job.unedited if step == 0 else None
       if shared:
-        shared.fetch(selection, state, log)
+        kept = shared.fetch(selection, state, log)
       metrics = runner.evaluate(
         selection,
         job.task_predictor or job.predictor,
@@ -358,7 +358,7 @@ class _Measurements:
         ),
       )
       if shared:
-        shared.keep(selection, state, log)
+        shared.keep(kept, log)
       self._write(step, fingerprint, name, metrics)
 
   def _analyses(self, step: int, state: ModelState, fingerprint: str) -> None:

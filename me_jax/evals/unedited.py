@@ -22,17 +22,19 @@ class UneditedAnswers:
 
   def fetch(
     self, selection: Selection, state: ModelState, log: pathlib.Path
-  ) -> None:
-    """Puts the answers in place as a log, if they are there and it is not."""
+  ) -> pathlib.Path:
+    """Puts the answers in place as a log, if they are there and it is not.
+
+    Returns:
+      Where they are, or would be: what `keep` wants.
+    """
     kept = self._path(selection, state)
     if kept.is_file() and not log.exists():
       files.write_atomic(log, kept.read_bytes())
+    return kept
 
-  def keep(
-    self, selection: Selection, state: ModelState, log: pathlib.Path
-  ) -> None:
+  def keep(self, kept: pathlib.Path, log: pathlib.Path) -> None:
     """Keeps a finished log for other runs."""
-    kept = self._path(selection, state)
     if not kept.exists():
       files.write_atomic(kept, log.read_bytes())
 

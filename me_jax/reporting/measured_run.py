@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from me_jax import checkpoints, files, results
+from me_jax.config.run import ANALYSES
 from me_jax.evals.task import Record
+from me_jax.results import EDIT_TASK
 from me_jax.workdir import RunFiles
 
-EDIT_TASK = 'edit'
-# What is looked at beside general ability.
-ANALYSES = ('weight_drift', 'adjusted_ppl', 'saliency')
 UNEDITED = 'unedited'  # the method of an evaluation of the model as it is
 
 

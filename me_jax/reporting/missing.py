@@ -49,8 +49,8 @@ def missing(study: Study, made: Collection[str]) -> list[Missing]:
     Missing(
       title(name),
       needs,
-      f'python -m launch.run --config=experiments/{name}.py:model={model} '
-      f'--workdir=runs/{name}',
+      f'python -m launch.sweep --config=experiments/{name}.py:model={model} '
+      '--root=runs',
     )
     for name, needs in _NEEDED.items()
     if name not in made

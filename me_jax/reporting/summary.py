@@ -223,7 +223,8 @@ def _of_letters(study: Study, run: MeasuredRun, last: int) -> Iterator[str]:
       continue
     letter, share = max(shares.items(), key=lambda item: item[1])
     if share >= _ONE_LETTER:
-      what = 'no letter at all' if letter == 'empty' else f'“{letter}”'
+      unread = {'empty': 'no letter at all', 'no_option': 'no option'}
+      what = unread.get(letter, f'“{letter}”')
       yield (
         f'{labels.task_name(task)}: {number(share)} % of its answers are '
         f'{what}, so its accuracy says little.'
