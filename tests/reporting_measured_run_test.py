@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import math
 
@@ -25,6 +26,18 @@ def test_a_run_is_read(run):
   assert len(run.records) == 10 and len(run.scores('commonsenseqa', 4)) == 20
   assert run.scores('mmlu', 4) == []
   assert run.is_finished and run.edits_made == 10
+
+
+def test_letters_are_those_of_all_items(run):
+  found = run.letters('commonsenseqa', 4)
+  assert {'A', 'empty'} <= found.keys()
+  assert run.letters('wikitext_ppl', 4) == {}
+  assert run.letters('commonsenseqa', 5) == {}
+  # Options that differ from item to item make no bars.
+  one = run.row('commonsenseqa', 'predicted_A', 4)
+  own = dataclasses.replace(one, metric='predicted_no_option')
+  other = dataclasses.replace(run, rows=[*run.rows, own])
+  assert other.letters('commonsenseqa', 4) == {}
 
 
 def test_a_run_that_goes_on_is_neither_locked_nor_written_to(tmp_path):

@@ -109,6 +109,19 @@ class MeasuredRun:
         found.setdefault(row.task, row.metric)
     return found
 
+  def letters(self, task: str, num_edits: int) -> dict[str, float]:
+    """How often each letter was answered, in per cent, and 'empty'; none of a
+    task in free text or whose items have options of their own (BBH)."""
+    prefix = 'predicted_'
+    found = {
+      metric.removeprefix(prefix): row.value
+      for metric in self.metrics(task)
+      if metric.startswith(prefix)
+      and (row := self.row(task, metric, num_edits))
+    }
+    # Free text is only empty or not.
+    return {} if len(found) < 3 or 'no_option' in found else found
+
   def step(self, num_edits: int) -> int:
     """The edit step after which so many facts were written."""
     return next(r.edit_step for r in self.rows if r.num_edits == num_edits)

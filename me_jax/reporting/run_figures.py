@@ -158,22 +158,12 @@ def letters(study: Study, run: MeasuredRun, name: str) -> Bars | None:
   """Which letters were answered."""
   panels = {}
   for task in labels.task_order(list(run.headlines)):
-    prefix = 'predicted_'
-    metrics = [m for m in run.metrics(task) if m.startswith(prefix)]
-    # Free text is only empty or not.
-    if len(metrics) < 3:
-      continue
     source = {n: run for n in run.edits(task)}
     if 0 not in source and (other := study.source(run, task)):
       source = {0: other, **source}
-    panels[labels.task_name(task)] = {
-      str(n): {
-        metric.removeprefix(prefix): row.value
-        for metric in metrics
-        if (row := whose.row(task, metric, n))
-      }
-      for n, whose in source.items()
-    }
+    bars = {str(n): whose.letters(task, n) for n, whose in source.items()}
+    if any(bars.values()):
+      panels[labels.task_name(task)] = bars
   if not panels:
     return None
   return Bars(

@@ -213,18 +213,12 @@ def _of_text(study: Study, run: MeasuredRun, last: int) -> Iterator[str]:
 
 def _of_letters(study: Study, run: MeasuredRun, last: int) -> Iterator[str]:
   for task in run.headlines:
-    shares = {
-      metric.removeprefix('predicted_'): row.value
-      for metric in run.metrics(task)
-      if metric.startswith('predicted_')
-      and (row := run.row(task, metric, last))
-    }
-    if len(shares) < 3:
+    shares = run.letters(task, last)
+    if not shares:
       continue
     letter, share = max(shares.items(), key=lambda item: item[1])
     if share >= _ONE_LETTER:
-      unread = {'empty': 'no letter at all', 'no_option': 'no option'}
-      what = unread.get(letter, f'“{letter}”')
+      what = 'no letter at all' if letter == 'empty' else f'“{letter}”'
       yield (
         f'{labels.task_name(task)}: {number(share)} % of its answers are '
         f'{what}, so its accuracy says little.'
