@@ -52,7 +52,7 @@ def make_tasks(
   sandbox = None
   if runs_code:
     sandbox = Sandbox()
-    print(f'Sandbox: {sandbox.walls}', flush=True)
+    print(sandbox.walls, flush=True)
   context = TaskContext(
     sources=data,
     tokenizer=tokenizer,
