@@ -3,7 +3,7 @@
     python -m launch.run --config=experiments/quickstart.py --workdir=runs/quick
 
 Settings of the config are overridden as --config.method.layer=10. Running the
-same command again resumes. See the README for what a run prints and keeps.
+same command again resumes. See docs/runs.md for what a run prints and keeps.
 """
 
 import dataclasses
