@@ -3,7 +3,8 @@
 A request is padded to a bucket and a batch to a constant size, so a function
 compiles once per bucket and never per edit. Padding is masked and carries its
 own positions: a batched answer equals the answer of one request alone. What
-requests begin with in common is computed once.
+requests begin with in common is computed once. On a mesh (see `sharding`) a
+batch is of as many rows on each group of devices as it is on one device.
 """
 
 import dataclasses
@@ -13,10 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from me_jax.engines import decoding, prefix, scoring
+from me_jax import sharding
+from me_jax.engines import prefix, scoring
 from me_jax.engines.forward import Forward
-from me_jax.engines.lower_layers import Activations, Scorer
+from me_jax.engines.functions import Functions
+from me_jax.engines.lower_layers import Activations
 from me_jax.engines.stream import DeviceFunctions, Stream
 from me_jax.models.config import ModelConfig
 from me_jax.typing import (
@@ -87,7 +91,8 @@ class LlamaPredictor:
       config: The model's shape.
       tokenizer: Only to decode what is generated.
       batch_tokens: Padded tokens put through the model at once, at most; None
-        for 1,024 on a processor, whose caches hold no more, else 4,096.
+        for 1,024 on a processor, whose caches hold no more, else 4,096. This
+        and the next two for each group of devices along 'data'.
       cache_tokens: Tokens whose keys and values are held while decoding, at
         most.
       max_batch: Requests in one batch, at most.
@@ -103,7 +108,6 @@ class LlamaPredictor:
       on_trace: Called with 'score', 'tap', 'prefix', 'prefill', 'insert',
         'grow', 'keep' or 'decode' at each compile.
     """
-    self._config = config
     self._tokenizer = tokenizer
     on_processor = jax.default_backend() == 'cpu'
     self._batch_tokens = batch_tokens or (1024 if on_processor else 4096)
@@ -112,34 +116,24 @@ class LlamaPredictor:
     self._refill = refill
     self._whole_prompts = whole_prompts
     self._shown = shown
-    forward = Forward(config, interventions)
-
-    def jitted(fn, **kwargs):
-      def wrapped(*args):
-        on_trace(fn.__name__)
-        return fn(*args)
-
-      return jax.jit(wrapped, **kwargs)
-
-    bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
-    self._score = jitted(bound(scoring.score))
-    self._scorer = activations and Scorer(forward, activations, jitted)
-    self._tap = jitted(bound(scoring.tap), static_argnums=(8,))
-    self._prefix = jitted(bound(prefix.prefix), static_argnums=(3,))
-    self._prefill = jitted(bound(decoding.prefill))
-    self._insert = jitted(decoding.insert, donate_argnums=(0,))
-    self._grow = jitted(decoding.grow, static_argnums=(1,))
-    self._keep = jitted(decoding.keep)
-    self._decode = jitted(bound(decoding.decode), donate_argnums=(2,))
+    self._functions = functools.cache(
+      lambda mesh: Functions(
+        Forward(config, interventions),
+        mesh=mesh,
+        activations=activations,
+        on_trace=on_trace,
+      )
+    )
 
   def score(
     self, state: ModelState, requests: Sequence[ScoreRequest]
   ) -> Iterator[tuple[int, ScoreResult]]:
     """Log-probabilities of every request's continuations."""
     state = self._read(state)
+    mesh = sharding.mesh_of(state.params)
     requests = self._unshared(requests)
     rows = [scoring.pack(r) for r in requests]
-    for ids, batches in self._stacked(requests, rows):
+    for ids, batches in self._stacked(requests, rows, mesh):
       score = self._score_behind(state, ids)
       for batch, arrays in batches:
         packed = [rows[i] for i in batch]
@@ -164,6 +158,7 @@ class LlamaPredictor:
         the `scoring.Packed` of a request that shares nothing; at least one.
     """
     state = self._read(state)
+    mesh = sharding.mesh_of(state.params)
     requests = [
       # A token that is shared is in no row.
       dataclasses.replace(r, shared=0) if min(at) < r.shared else r
@@ -175,10 +170,11 @@ class LlamaPredictor:
       )
       for r, at in zip(requests, slots, strict=True)
     ]
-    for ids, batches in self._stacked(requests, rows):
+    tap = self._functions(mesh).tap
+    for ids, batches in self._stacked(requests, rows, mesh):
       common = self._common(state, ids)
       for batch, (*arrays, _) in batches:
-        content = jax.device_get(self._tap(state, common, *arrays, site))
+        content = jax.device_get(tap(state, common, *arrays, site=site))
         for row, i in enumerate(batch):
           yield i, content[row, : len(slots[i])]
 
@@ -204,6 +200,8 @@ class LlamaPredictor:
       ValueError: A request has no prompt token of its own, or is too long.
     """
     state = self._read(state)
+    mesh = sharding.mesh_of(state.params)
+    functions = self._functions(mesh)
     requests = self._unshared(requests)
     for r in requests:
       if len(r.prompt) <= r.shared:
@@ -222,27 +220,28 @@ class LlamaPredictor:
         continue
       common = self._common(state, ids)
       device = DeviceFunctions(
-        prefill=lambda *args, common=common: self._prefill(
+        prefill=lambda *args, common=common: functions.prefill(
           state, common, *args, eos
         ),
-        insert=self._insert,
-        decode=lambda rows, steps, common=common: self._decode(
+        insert=functions.insert,
+        decode=lambda rows, steps, common=common: functions.decode(
           state, common, rows, np.int32(steps), eos
         ),
-        grow=self._grow,
-        keep=self._keep,
-        empty_rows=functools.partial(decoding.empty_rows, self._config),
+        grow=lambda rows, new: functions.grow(rows, new=new),
+        keep=functions.keep,
+        empty_rows=functions.empty_rows,
       )
       for (slots, new), indices in _by_shape(members, shape):
         rows = max(1, min(self._max_batch, self._cache_tokens // (slots + new)))
-        batch = _padded(len(indices), rows)
+        batch = _padded(len(indices), rows, mesh)
         stream = Stream(
           device=device,
           tokenizer=self._tokenizer,
           batch=batch,
           slots=slots,
           new=new,
-          prefill_shape=functools.partial(self._prefill_shape, batch),
+          groups=sharding.data_size(mesh),
+          prefill_shape=functools.partial(self._prefill_shape, batch, mesh),
           refill=self._refill,
         )
         yield from stream([(i, requests[i]) for i in indices if i not in skip])
@@ -265,7 +264,10 @@ class LlamaPredictor:
     return [dataclasses.replace(r, shared=0) for r in requests]
 
   def _stacked(
-    self, requests: Sequence[ScoreRequest], rows: Sequence[scoring.Packed]
+    self,
+    requests: Sequence[ScoreRequest],
+    rows: Sequence[scoring.Packed],
+    mesh: Mesh | None,
   ) -> Iterator[tuple[tuple[int, ...], Iterator[_Stacked]]]:
     """By shared prefix, what is computed together."""
     size = lambda i: (len(rows[i].ids), len(rows[i].slots))
@@ -274,20 +276,23 @@ class LlamaPredictor:
       packed = [rows[i] for i in batch]
       length = bucket(max(len(row.ids) for row in packed))
       queries = bucket(max(len(row.slots) for row in packed), _QUERIES)
-      full = _padded(len(batch), self._rows(length))
+      full = _padded(len(batch), self._rows(length), mesh)
       return batch, scoring.stack(packed, full, length, queries)
 
     for ids, members in _by_prefix(requests, lambda r: r.context[: r.shared]):
-      yield ids, map(stacked, self._batches(members, size))
+      yield ids, map(stacked, self._batches(members, size, mesh))
 
   def _score_behind(
     self, state: ModelState, ids: tuple[int, ...]
   ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    if self._scorer:
+    functions = self._functions(sharding.mesh_of(state.params))
+    if functions.scorer:
       length = bucket(len(ids))
-      return self._scorer.behind(state, ids, length, bucket(length, _COARSE))
+      return functions.scorer.behind(
+        state, ids, length, bucket(length, _COARSE)
+      )
     common = self._common(state, ids)
-    return lambda rows, *arrays: self._score(state, common, *arrays)
+    return lambda rows, *arrays: functions.score(state, common, *arrays)
 
   def _common(
     self, state: ModelState, ids: tuple[int, ...]
@@ -295,35 +300,45 @@ class LlamaPredictor:
     if not ids:
       return None
     length = bucket(len(ids))
-    return self._prefix(
-      state, *prefix.padded(ids, length), bucket(length, _COARSE)
+    return self._functions(sharding.mesh_of(state.params)).prefix(
+      state, *prefix.padded(ids, length), slots=bucket(length, _COARSE)
     )
 
-  def _prefill_shape(self, batch: int, length: int) -> tuple[int, int]:
+  def _prefill_shape(
+    self, batch: int, mesh: Mesh | None, length: int
+  ) -> tuple[int, int]:
     """As many prompts at once as rows are waited for, a quarter of them."""
-    slots = bucket(length)
-    return min(max(1, batch // 4), self._rows(slots)), slots
+    slots, groups = bucket(length), sharding.data_size(mesh)
+    own = batch // groups
+    return groups * min(max(1, own // 4), self._rows(slots)), slots
 
   def _rows(self, length: int) -> int:
+    """Of a batch, on each group of devices."""
     return max(1, min(self._max_batch, self._batch_tokens // length))
 
   def _batches(
-    self, indices: Sequence[int], size: Callable[[int], tuple[int, int]]
+    self,
+    indices: Sequence[int],
+    size: Callable[[int], tuple[int, int]],
+    mesh: Mesh | None,
   ) -> Iterator[Sequence[int]]:
     """Indices of requests that are computed together: longest first, so that
     neighbours need little padding, and running out of memory happens at once
     or never."""
     waiting = sorted(indices, key=lambda i: (size(i), -i), reverse=True)
     while waiting:
-      count = self._rows(bucket(size(waiting[0])[0]))
+      count = self._rows(bucket(size(waiting[0])[0])) * sharding.data_size(mesh)
       yield waiting[:count]
       waiting = waiting[count:]
 
 
-def _padded(rows: int, full: int) -> int:
+def _padded(rows: int, full: int, mesh: Mesh | None) -> int:
   """Rows of a batch with padding: the full size, or one of a few smaller, so
-  that a few requests cost little and compile seldom."""
-  return next((n for n in (1, 4, 8, 16) if rows <= n < full), full)
+  that a few requests cost little and compile seldom. `full` and those are of
+  each group of devices."""
+  groups = sharding.data_size(mesh)
+  sizes = (n for n in (1, 4, 8, 16) if rows <= n * groups and n < full)
+  return next(sizes, full) * groups
 
 
 def _by_prefix(

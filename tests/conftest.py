@@ -4,7 +4,11 @@ import json
 import os
 import pathlib
 
+import jax
 import pytest
+
+# Meshes need devices; whatever else is tested is on the first of them.
+jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['golden_fixtures']
 
@@ -25,8 +29,6 @@ def few_programs():
   except OSError:  # Not Linux.
     return
   if maps > limit // 2:
-    import jax
-
     jax.clear_caches()
 
 

@@ -411,15 +411,16 @@ def test_what_is_skipped_changes_no_shape(small, state):
   """Of twenty answers the rest is computed in the same arrays."""
   shapes = collections.defaultdict(set)
   predictor = LlamaPredictor(small.config, small.tokenizer)
-  for name in ('_prefill', '_insert', '_decode'):
-    compute = getattr(predictor, name)
+  functions = predictor._functions(None)
+  for name in ('prefill', 'insert', 'decode'):
+    compute = getattr(functions, name)
 
     def noting(*args, name=name, compute=compute):
       found = jax.tree.map(np.shape, args[1:])
       shapes[name].add(str(found))
       return compute(*args)
 
-    setattr(predictor, name, noting)
+    setattr(functions, name, noting)
   requests = [
     GenerateRequest(prompt=p, max_new_tokens=1 + i, shared=32 if i > 3 else 0)
     for i, p in enumerate(_questions(20))
@@ -431,7 +432,7 @@ def test_what_is_skipped_changes_no_shape(small, state):
     assert set(rest) == set(range(20)) - set(skip)
     for i, found in rest.items():
       np.testing.assert_array_equal(found.tokens, whole[i].tokens)
-  assert shapes == seen and set(seen) == {'_prefill', '_insert', '_decode'}
+  assert shapes == seen and set(seen) == {'prefill', 'insert', 'decode'}
 
 
 def test_empty_prompt_is_refused(predictor, state):
@@ -524,13 +525,14 @@ def test_the_last_few_go_on_in_a_smaller_batch(small, state, predictor, shared):
   """One long answer among twelve short ones, two of whom wait at first."""
   shapes = []
   few = LlamaPredictor(small.config, small.tokenizer, max_batch=12)
-  decode = few._decode
+  functions = few._functions(None)
+  decode = functions.decode
 
   def noting(state, common, rows, *args):
     shapes.append(len(rows.count))
     return decode(state, common, rows, *args)
 
-  few._decode = noting
+  functions.decode = noting
   requests = [
     GenerateRequest(
       prompt=p,
@@ -562,13 +564,14 @@ def test_rows_used_again_save_steps(small, state):
     predictor = LlamaPredictor(
       small.config, small.tokenizer, max_batch=4, refill=refill
     )
-    decode = predictor._decode
+    functions = predictor._functions(None)
+    decode = functions.decode
 
     def counting(*args, decode=decode, refill=refill):
       calls[refill] = calls.get(refill, 0) + 1
       return decode(*args)
 
-    predictor._decode = counting
+    functions.decode = counting
     _generate(predictor, state, requests)
   # Sixteen steps a call, 99 to the end of each batch.
   assert calls[False] == 4 * 7
@@ -630,8 +633,9 @@ def test_kept_activations_change_no_score(
   first = _score(reusing, state, _scored(5))
   traced = dict(names)
   calls = []
-  lower = reusing._scorer._score_lower
-  reusing._scorer._score_lower = lambda *args: calls.append(1) or lower(*args)
+  scorer = reusing._functions(None).scorer
+  lower = scorer._score_lower
+  scorer._score_lower = lambda *args: calls.append(1) or lower(*args)
   for found_in in (edited_above, state):
     for a, b in zip(
       _score(reusing, found_in, _scored(5)),

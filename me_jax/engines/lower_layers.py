@@ -85,7 +85,8 @@ class Scorer:
     Args:
       forward: All layers.
       activations: Where the lower half is kept.
-      jitted: Compiles a function, as `jax.jit`.
+      jitted: Compiles a function, as `jax.jit`, told which of its arguments
+        have `rows` first.
     """
     layer = activations.layer
     # An editor that is at work below the layer is an error, found in tracing.
@@ -108,10 +109,11 @@ class Scorer:
       return prefix_lib.prefix_layers(upper, state, x, length, slots)[1]
 
     self._activations = activations
-    self._score_lower = jitted(score_lower)
-    self._score_upper = jitted(score_upper)
-    self._prefix_lower = jitted(prefix_lower, static_argnums=(3,))
-    self._prefix_upper = jitted(prefix_upper, static_argnums=(3,))
+    rows = slice(2, None)
+    self._score_lower = jitted(score_lower, rows=rows)
+    self._score_upper = jitted(score_upper, rows=rows)
+    self._prefix_lower = jitted(prefix_lower, static_argnames=('slots',))
+    self._prefix_upper = jitted(prefix_upper, static_argnames=('slots',))
 
   def behind(
     self, state: ModelState, ids: tuple[int, ...], tokens: int, slots: int
@@ -126,7 +128,9 @@ class Scorer:
     """
     store = self._activations.of(state.params)
     compute_lower = functools.cache(
-      lambda: self._prefix_lower(state, *prefix_lib.padded(ids, tokens), slots)
+      lambda: self._prefix_lower(
+        state, *prefix_lib.padded(ids, tokens), slots=slots
+      )
     )
 
     def lower() -> Prefix | None:
@@ -142,7 +146,7 @@ class Scorer:
         store.keep(_key(ids, ()), x)
       padded = np.zeros((1, tokens, x.shape[1]), x.dtype)
       padded[0, : len(ids)] = x
-      return self._prefix_upper(state, padded, np.int32(len(ids)), slots)
+      return self._prefix_upper(state, padded, np.int32(len(ids)), slots=slots)
 
     def score(rows: Sequence[Packed], lengths, tokens, *arrays):
       positions, branches, kinds, at, targets = arrays
