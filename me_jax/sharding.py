@@ -131,6 +131,14 @@ def mesh_of(params: Mapping[str, Any]) -> Mesh | None:
   return None
 
 
+def laid_out_as(old: jax.Array, new: jax.Array) -> jax.Array:
+  """`new`, where `old` lies on a mesh as it does; inside a compiled function,
+  where that is not known, as it is."""
+  if isinstance(old, jax.core.Tracer) or mesh_of({'': old}) is None:
+    return new
+  return jax.device_put(new, old.sharding)
+
+
 def data_size(mesh: Mesh | None) -> int:
   """Over how many groups of devices rows are dealt."""
   return mesh.shape[DATA] if mesh else 1

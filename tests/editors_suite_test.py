@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_model import small_model
 
-from me_jax import trees
+from me_jax import sharding, trees
 from me_jax.checkpoints import Checkpoints
 from me_jax.config import (
   EmmetConfig,
@@ -311,37 +311,61 @@ def eager():
   jaxtyping.config.update('jaxtyping_disable', False)
 
 
-@pytest.mark.parametrize(
-  'name, changes, tolerance',
-  [
-    ('rome', {'v_num_grad_steps': 2}, 1e-5),
-    ('memit', {'v_num_grad_steps': 2}, 1e-5),
-    ('emmet', {'v_num_grad_steps': 2}, 1e-5),
-    ('grace', {'n_iter': 2}, 1e-5),
-    ('mend', {}, 1e-4),
-    # Adam's first steps divide small numbers by themselves.
-    ('ft_l', {'num_steps': 2}, 1e-3),
-    ('ft_m', {'num_steps': 2}, 1e-3),
-  ],
-)
-def test_compiled_equals_eager(model, network, eager, name, changes, tolerance):
-  """Of float32 numbers, relative to the largest of an array."""
+# Few steps each, and how far numbers may lie apart, relative to the largest of
+# an array.
+_FEW_STEPS = {
+  'rome': ({'v_num_grad_steps': 2}, 1e-5),
+  'memit': ({'v_num_grad_steps': 2}, 1e-5),
+  'emmet': ({'v_num_grad_steps': 2}, 1e-5),
+  'grace': ({'n_iter': 2}, 1e-5),
+  'mend': ({}, 1e-4),
+  # Adam's first steps divide small numbers by themselves.
+  'ft_l': ({'num_steps': 2}, 1e-3),
+  'ft_m': ({'num_steps': 2}, 1e-3),
+}
+
+
+@pytest.mark.parametrize('name', _FEW_STEPS)
+def test_compiled_equals_eager(model, network, eager, name):
+  changes, tolerance = _FEW_STEPS[name]
   editor = _make_editor(model, network, name, **changes)
   state = editor.init(model.params)
   arguments = model.params, state, STEPS[0][:1]
   compiled, kept, _ = editor.edit(*arguments)
   with eager():
     found, kept_eager, _ = editor.edit(*arguments)
-  assert jax.tree.structure(found) == jax.tree.structure(compiled)
-  pairs = zip(
-    jax.tree.leaves((compiled, kept)),
-    jax.tree.leaves((found, kept_eager)),
-    strict=True,
-  )
-  for a, b in pairs:
+  _assert_near((found, kept_eager), (compiled, kept), tolerance)
+
+
+@pytest.mark.parametrize('shape', ['8x1', '4x2', '2x4', '1x8'])
+@pytest.mark.parametrize('name', ['rome', 'memit', 'grace', 'mend'])
+def test_on_a_mesh_as_on_one_device(model, network, name, shape):
+  """And every kernel stays laid out as it was."""
+  changes, tolerance = _FEW_STEPS[name]
+  editor = _make_editor(model, network, name, **changes)
+  mesh = sharding.make_mesh(*sharding.parse_mesh(shape))
+  found, expected = [], []
+  for params, made in (
+    (model.params, expected),
+    (sharding.shard(model.config, model.params, mesh), found),
+  ):
+    edit, state, _ = editor.edit(params, editor.init(params), STEPS[0])
+    edited = edit_lib.apply_edit(params, edit)
+    made += [edit, state]
+    for path in editor.edited_paths:
+      old, new = trees.get(params, path), trees.get(edited, path)
+      assert new.sharding == old.sharding
+      made.append(new)
+  _assert_near(found, expected, tolerance)
+
+
+def _assert_near(found, expected, tolerance):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True)
+  for a, b in map(jax.device_get, pairs):
     # Radii beyond the last entry of a codebook are infinite.
-    scale = float(jnp.abs(jnp.where(jnp.isfinite(a), a, 0)).max())
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+    scale = float(np.abs(np.where(np.isfinite(a), a, 0)).max())
+    np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * scale)
 
 
 # What is refused. Requests without a target, or whose subject is not in the

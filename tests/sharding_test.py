@@ -20,6 +20,16 @@ MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 _TOLERANCE = 1e-5
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+  """Little is run here and much compiled."""
+  name = 'jax_disable_most_optimizations'
+  before = jax.config.read(name)
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
+
+
 @pytest.fixture(scope='module')
 def model(tiny):
   """Heads enough that attention is cut, too."""

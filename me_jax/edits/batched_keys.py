@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from me_jax import sharding
 from me_jax.edits import packing
 from me_jax.edits.packing import Packed
 from me_jax.edits.rows import Rows
@@ -85,8 +86,11 @@ def enter(
     batch_size: Requests in one pass. Between passes, streams wait on the host.
   """
 
+  mesh = sharding.mesh_of(params)
+
   def stream(rows: list[Rows]) -> Stream:
-    packed = packing.pack(rows)
+    packed = packing.pack(rows, sharding.data_size(mesh))
+    packed = sharding.deal(packed, mesh)
     x = jax.device_get(_enter(config, params, packed, layer=layer))
     return Stream(packed, x, layer)
 
@@ -120,6 +124,7 @@ def look(
     layer: One of `layers`.
     layers: All that are edited, from the lowest up.
   """
+  mesh = sharding.mesh_of(params)
   keys, outputs, climbed = [], [], []
   for group in groups:
     at_bare, output = jax.device_get(
@@ -127,7 +132,7 @@ def look(
         config,
         params,
         group.bare.packed,
-        group.bare.x,
+        sharding.deal(group.bare.x, mesh),
         layers.index(layer),
         layers=layers,
       )
@@ -135,6 +140,7 @@ def look(
     at_rows = [at_bare[:, None]]
     if group.others is not None:
       packed, x, start = group.others
+      x = sharding.deal(x, mesh)
       at_others, x = jax.device_get(
         _others(config, params, packed, x, start=start, layer=layer)
       )

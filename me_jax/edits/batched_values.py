@@ -6,8 +6,8 @@ that has ended stays as it is while others go on.
 
 A group of requests is one compiled program. Its token rows and what it carries
 from step to step have a batch axis in front, of wide rows [B, ...] and requests
-[N, ...], along which they can be sharded. Groups follow one another: that
-bounds the memory.
+[N, ...], which are dealt over the devices of a mesh. Groups follow one another:
+that bounds the memory.
 """
 
 import functools
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from me_jax import sharding
 from me_jax.edits import packing, values
 from me_jax.edits.packing import Packed
 from me_jax.edits.rows import Rows
@@ -78,20 +79,21 @@ def find_targets(
     requests: Token rows of each request.
     layer: The searched block.
     search_config: Hyper-parameters of the search.
-    batch_size: Requests searched at once. Memory grows with it: the layers
-      above `layer` keep, for each of their tokens from the lookup positions
-      on, what the backward pass needs.
+    batch_size: Requests searched at once, on all devices. Memory grows with it:
+      the layers above `layer` keep, for each of their tokens from the lookup
+      positions on, what the backward pass needs.
   """
+  mesh = sharding.mesh_of(params)
   found = []
   for start in range(0, len(requests), batch_size):
     group = requests[start : start + batch_size]
-    packed = packing.pack(group)
+    packed = packing.pack(group, sharding.data_size(mesh))
     starts, searches = jax.device_get(
       search(
         config,
         params,
-        packed,
-        wanted(group, packed),
+        sharding.deal(packed, mesh),
+        sharding.deal(wanted(group, packed), mesh),
         layer=layer,
         search_config=search_config,
       )

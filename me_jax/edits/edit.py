@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float
 
-from me_jax import files, trees
+from me_jax import files, sharding, trees
 from me_jax.typing import ParamPath, Params
 
 
@@ -53,7 +53,8 @@ _FORMAT = 'me_jax.edit.v1'
 
 
 def apply_edit(params: Params, edit: Edit) -> Params:
-  """`params` with the edited kernels replaced; all other leaves are shared.
+  """`params` with the edited kernels replaced, which lie where they lay; all
+  other leaves are shared.
 
   Raises:
     KeyError: The edit names a parameter that the model does not have.
@@ -64,7 +65,8 @@ def apply_edit(params: Params, edit: Edit) -> Params:
   for path, change in edit.items():
     kernel = trees.get(params, path)
     _check_fits(path, kernel, change)
-    params = trees.set_leaf(params, path, _add(kernel, change))
+    edited = sharding.laid_out_as(kernel, _add(kernel, change))
+    params = trees.set_leaf(params, path, edited)
   return params
 
 

@@ -47,8 +47,13 @@ class Packed(NamedTuple):
   tail_slots: np.ndarray
 
 
-def pack(requests: Sequence[Rows]) -> Packed:
-  """The rows of `requests`, which have the same number each, packed."""
+def pack(requests: Sequence[Rows], groups: int = 1) -> Packed:
+  """The rows of `requests`, which have the same number each, packed.
+
+  Args:
+    requests: At least one.
+    groups: Wide rows and requests are padded to a multiple of it.
+  """
   spans = [
     (int(p), int(n - p), i, r)
     for i, rows in enumerate(requests)
@@ -61,11 +66,12 @@ def pack(requests: Sequence[Rows]) -> Packed:
   room = _power_of_two(max(_ROOM, share, int(heads.max())))
   bins = _first_fit(sorted(spans, key=lambda s: s[1::-1]), room, width)
 
-  count = few(len(bins))
+  in_groups = lambda n: groups * few(-(-n // groups))
+  count = in_groups(len(bins))
   ids, positions, segments = (
     np.full((count, room + width), fill, np.int32) for fill in (0, 0, -1)
   )
-  shape = few(len(requests)), len(requests[0].lookups)
+  shape = in_groups(len(requests)), len(requests[0].lookups)
   lookups = np.full(shape, count * width, np.int32)
   for b, members in enumerate(bins):
     head, tail = 0, room
