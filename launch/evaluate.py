@@ -15,11 +15,11 @@ import functools
 import sys
 import time
 
-import jax
 from absl import app, flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from launch import cache, evaluation, inventory, log, versions
+from launch import cache, devices, evaluation, inventory, log, versions
 from me_jax import files, generation, rebuild, results
 from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
@@ -112,11 +112,12 @@ def evaluate(settings: EvalConfig) -> None:
     raise ValueError('Say --tasks and --workdir; --list_tasks shows all tasks.')
   cache.open_cache(_CACHE_DIR.value)
   workdir = Workdir(_WORKDIR.value)
-  state = _state()
+  mesh = devices.mesh()
+  state = _state(mesh)
   model, name = state.model, state.model.name
   print(
     f'Model: {name}, weights {model.fingerprint[:12]}, on '
-    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    f'{devices.describe(mesh)}',
     flush=True,
   )
   prompts = evaluation.prompt_kind(name, settings)
@@ -194,13 +195,13 @@ def evaluate(settings: EvalConfig) -> None:
   )
 
 
-def _state() -> rebuild.EditedState:
+def _state(mesh: Mesh | None) -> rebuild.EditedState:
   """The model, and what was done to it."""
   if _RUN.value:
     return rebuild.edited_state(
-      _RUN.value, until=_EDIT_STEP.value, weights=_PATH.value
+      _RUN.value, until=_EDIT_STEP.value, weights=_PATH.value, mesh=mesh
     )
-  model = load.load_model(_MODEL.value, path=_PATH.value)
+  model = load.load_model(_MODEL.value, path=_PATH.value, mesh=mesh)
   return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
 
 

@@ -17,7 +17,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import cache, command_line, evaluation, log, plan, versions
+from launch import (
+  cache,
+  command_line,
+  devices,
+  evaluation,
+  log,
+  plan,
+  versions,
+)
 from me_jax import files, generation, sequential
 from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
@@ -121,10 +129,11 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     return
   workdir = Workdir(_WORKDIR.value)
 
-  model = load.load_model(config.model.name, path=config.model.path)
+  mesh = devices.mesh()
+  model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
-    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    f'{devices.describe(mesh)}',
     flush=True,
   )
   prompts = evaluation.prompt_kind(config.model.name, config.evals)

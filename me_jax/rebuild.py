@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from me_jax import files
 from me_jax.checkpoints import Checkpoints, state_digest
@@ -67,7 +68,7 @@ def edited_model(
   """
   workdir = _open(run)
   _require_weights(workdir)
-  model, _ = _rebuild(workdir, until, without, weights)
+  model, _ = _rebuild(workdir, until, without, weights, mesh=None)
   return model
 
 
@@ -77,8 +78,9 @@ def edited_state(
   until: int | None = None,
   without: Collection[int] = (),
   weights: str = '',
+  mesh: Mesh | None = None,
 ) -> EditedState:
-  """`edited_model`, and what was done to it.
+  """`edited_model`, and what was done to it; on a mesh, if there is one.
 
   A method that acts in the forward pass comes along, with its state, which it
   takes the steps out of that are left out.
@@ -88,7 +90,7 @@ def edited_state(
   """
   workdir = _open(run)
   config = workdir.identity()['config']
-  model, num_facts = _rebuild(workdir, until, without, weights)
+  model, num_facts = _rebuild(workdir, until, without, weights, mesh)
   edit_step = max(num_facts, default=0)
   editor = registry.acting_editor(config['method'], model)
   state, fingerprint = None, model.fingerprint
@@ -153,6 +155,7 @@ def _rebuild(
   until: int | None,
   without: Collection[int],
   weights: str,
+  mesh: Mesh | None,
 ) -> tuple[LanguageModel, dict[int, int]]:
   """The model, and the number of facts that each step in it wrote."""
   identity = workdir.identity()
@@ -160,7 +163,7 @@ def _rebuild(
   steps = _steps(checkpoints, until, without)
   source = identity['config']['model']
   path = weights or source['path']
-  base = load.load_model(source['name'], path=path)
+  base = load.load_model(source['name'], path=path, mesh=mesh)
   if base.fingerprint != identity['weights']:
     raise ValueError(
       f'The run began with weights {identity["weights"][:12]}, but '

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -117,6 +119,49 @@ def shard(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
   return trees.unflatten(
     {path: jax.device_put(leaves[path], shardings[path]) for path in leaves}
   )
+
+
+class Layout:
+  """Lays out parameters as they are read, part by part."""
+
+  def __init__(
+    self, config: ModelConfig, paths: Sequence[ParamPath], mesh: Mesh | None
+  ):
+    """Binds a model.
+
+    Args:
+      config: Its shape.
+      paths: Its parameters.
+      mesh: Where they are to lie; None for the default device.
+    """
+    self._shardings = param_shardings(config, paths, mesh) if mesh else None
+
+  def __call__(
+    self,
+    path: ParamPath,
+    shape: tuple[int, ...],
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+  ) -> jax.Array:
+    """The parameter at `path`.
+
+    Args:
+      path: Which.
+      shape: Of all of it.
+      read: Gives a part; asked once for each part that devices of this process
+        hold.
+    """
+    if self._shardings is None:
+      return jnp.asarray(read((slice(None),) * len(shape)))
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      # Copies of a part on several devices are read once.
+      name = str(index)
+      if name not in parts:
+        parts[name] = read(index)
+      return parts[name]
+
+    return jax.make_array_from_callback(shape, self._shardings[path], part)
 
 
 def mesh_of(params: Mapping[str, Any]) -> Mesh | None:

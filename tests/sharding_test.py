@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from me_jax import generation, sharding, trees
 from me_jax.engines import decoding
 from me_jax.engines.lower_layers import Activations
-from me_jax.models import llama, load
+from me_jax.models import convert, llama, load
 from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
@@ -136,6 +136,37 @@ def test_what_does_not_divide_stays_whole(tiny):
     for i in range(4)
     for name in ('gate', 'up', 'down')
   }
+
+
+@pytest.mark.parametrize('form', ['hf', 'orbax'])
+def test_a_model_is_read_into_its_place(model, sharded, mesh, tmp_path, form):
+  """Safetensors are stored the other way round."""
+  if form == 'hf':
+    convert.write_hf(tmp_path, model, max_shard_bytes=100_000)
+    assert len(list(tmp_path.glob('*.safetensors'))) > 1
+  else:
+    load.save_orbax(tmp_path, model)
+  found = load.load_model(str(tmp_path), mesh=mesh)
+  assert found.fingerprint == model.fingerprint
+  for path, leaf in trees.flatten(found.params).items():
+    assert leaf.sharding == trees.get(sharded, path).sharding, path
+
+
+def test_each_part_is_read_once(model, tmp_path, monkeypatch):
+  """Four copies of the weights, and no byte of the file twice."""
+  convert.write_hf(tmp_path, model)
+  read, seen = convert._Tensor.read, []
+
+  def counting(self, *args):
+    part = read(self, *args)
+    seen.append(part.nbytes)
+    return part
+
+  monkeypatch.setattr(convert._Tensor, 'read', counting)
+  load.load_model(str(tmp_path), mesh=sharding.make_mesh(4, 2))
+  leaves = trees.flatten(model.params).values()
+  assert sum(seen) == sum(leaf.nbytes for leaf in leaves)
+  assert max(seen) <= max(leaf.nbytes for leaf in leaves) // 2
 
 
 def test_logits(model, sharded):

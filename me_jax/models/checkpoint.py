@@ -12,8 +12,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
-from me_jax import files, trees
+from me_jax import files, sharding, trees
 from me_jax.models import config as config_lib
 from me_jax.models import language_model, shapes
 from me_jax.models import tokenizer as tokenizer_lib
@@ -51,13 +52,14 @@ def save_orbax(
 
 
 def load_orbax(
-  directory: files.PathLike, *, name: str = ''
+  directory: files.PathLike, *, name: str = '', mesh: Mesh | None = None
 ) -> language_model.LanguageModel:
   """The model that `save_orbax` wrote, bit for bit.
 
   Args:
     directory: Where it is.
     name: What to call it; empty for the name it was saved under.
+    mesh: Where the parameters are to lie; None for the default device.
 
   Raises:
     FileNotFoundError: There is no finished checkpoint.
@@ -80,11 +82,16 @@ def load_orbax(
     name = name or description['name']
   except (ValueError, TypeError, KeyError) as e:
     raise ValueError(f'{damaged} ({_DESCRIPTION}: {e}).') from e
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  expected = shapes.param_shapes(config)
+  if mesh is None:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    lies = dict.fromkeys(expected, device)
+  else:
+    lies = sharding.param_shardings(config, tuple(expected), mesh)
   target = trees.unflatten(
     {
-      path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-      for path, shape in shapes.param_shapes(config).items()
+      path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lies[path])
+      for path, shape in expected.items()
     }
   )
   try:

