@@ -4,7 +4,8 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from me_jax import sharding
+from me_jax import sharding, trees
+from me_jax.models.language_model import LanguageModel
 
 _MESH = flags.DEFINE_string(
   'mesh',
@@ -27,10 +28,15 @@ def mesh() -> Mesh | None:
   return sharding.make_mesh(*shape)
 
 
-def describe(mesh: Mesh | None) -> str:
-  """E.g. '1 x cpu', or '8 x TPU v5e, 4 copies of 2 parts'."""
+def describe(model: LanguageModel, mesh: Mesh | None) -> str:
+  """E.g. '1 x cpu', or '8 x TPU v5e, 4 copies of the weights in 2 parts'; and
+  what stays whole, for it takes memory and time."""
   kind = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
   if mesh is None:
     return kind
-  data, model = mesh.shape[sharding.DATA], mesh.shape[sharding.MODEL]
-  return f'{kind}, {data} copies of the weights in {model} parts'
+  data, parts = mesh.shape[sharding.DATA], mesh.shape[sharding.MODEL]
+  text = f'{kind}, {data} copies of the weights in {parts} parts'
+  paths = tuple(trees.flatten(model.params))
+  if whole := sharding.uncut(model.config, paths, mesh):
+    text += f'; whole, as {parts} does not divide them: {", ".join(whole)}'
+  return text

@@ -117,7 +117,7 @@ def evaluate(settings: EvalConfig) -> None:
   model, name = state.model, state.model.name
   print(
     f'Model: {name}, weights {model.fingerprint[:12]}, on '
-    f'{devices.describe(mesh)}',
+    f'{devices.describe(model, mesh)}',
     flush=True,
   )
   prompts = evaluation.prompt_kind(name, settings)

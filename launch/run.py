@@ -133,7 +133,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
   model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
-    f'{devices.describe(mesh)}',
+    f'{devices.describe(model, mesh)}',
     flush=True,
   )
   prompts = evaluation.prompt_kind(config.model.name, config.evals)

@@ -240,7 +240,7 @@ class LlamaPredictor:
           batch=batch,
           slots=slots,
           new=new,
-          groups=sharding.data_size(mesh),
+          data_size=sharding.data_size(mesh),
           prefill_shape=functools.partial(self._prefill_shape, batch, mesh),
           refill=self._refill,
         )

@@ -8,9 +8,8 @@ Nobody is told the mesh: parameters know where they lie (`mesh_of`), and what is
 computed from them follows.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,20 +24,15 @@ from me_jax.typing import ParamPath, Params
 
 DATA, MODEL = 'data', 'model'
 
-# Path, which axis is cut along 'model', and into how many parts at most: what
-# is not told apart inside (a head, a token's row) stays on one device.
-_RULES: tuple[
-  tuple[str, int, Callable[[ModelConfig], int]],
-  ...,
-] = (
-  ('embed_tokens/embedding', 0, lambda c: c.vocab_size),
-  (r'layers/\d+/self_attn/q_proj/kernel', 1, lambda c: c.num_heads),
-  (r'layers/\d+/self_attn/[kv]_proj/kernel', 1, lambda c: c.num_kv_heads),
-  (r'layers/\d+/self_attn/o_proj/kernel', 0, lambda c: c.num_heads),
-  (r'layers/\d+/mlp/(gate|up)_proj/kernel', 1, lambda c: c.mlp_dim),
-  (r'layers/\d+/mlp/down_proj/kernel', 0, lambda c: c.mlp_dim),
-  ('lm_head/kernel', 1, lambda c: c.vocab_size),
-  (r'(layers/\d+/\w+|norm)/scale', 0, lambda c: 1),
+# Path, and which axis is cut along 'model'.
+_RULES: tuple[tuple[str, int | None], ...] = (
+  ('embed_tokens/embedding', 0),
+  (r'layers/\d+/self_attn/[qkv]_proj/kernel', 1),
+  (r'layers/\d+/self_attn/o_proj/kernel', 0),
+  (r'layers/\d+/mlp/(gate|up)_proj/kernel', 1),
+  (r'layers/\d+/mlp/down_proj/kernel', 0),
+  ('lm_head/kernel', 1),
+  (r'(layers/\d+/\w+|norm)/scale', None),
 )
 
 
@@ -50,21 +44,18 @@ def make_mesh(
   Args:
     data: Copies of the weights.
     model: Parts of each copy.
-    devices: Which; None for all there are.
+    devices: Those to use; None for all there are.
 
   Raises:
     ValueError: There are not just `data * model` devices.
   """
   devices = jax.devices() if devices is None else devices
   if data < 1 or model < 1 or data * model != len(devices):
-    ways = [
-      f'{len(devices) // n}x{n}'
-      for n in range(1, len(devices) + 1)
-      if len(devices) % n == 0
-    ]
+    count = len(devices)
+    ways = [f'{count // n}x{n}' for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
-      f'A mesh of {data}x{model} (data x model) needs {data * model} devices, '
-      f'there are {len(devices)}. Take one of {", ".join(ways)}.'
+      f'A mesh of {data}x{model} (data x model) does not fit {count} devices. '
+      f'Take one of {", ".join(ways) or "no mesh: there is no device"}.'
     )
   return jax.make_mesh(
     (data, model), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices
@@ -89,27 +80,37 @@ def parse_mesh(text: str) -> tuple[int, int]:
 def param_shardings(
   config: ModelConfig, paths: Sequence[ParamPath], mesh: Mesh
 ) -> dict[ParamPath, NamedSharding]:
-  """How each parameter is cut. One whose parts do not fit the mesh stays whole.
+  """How each parameter is cut. One whose parts do not fit the mesh stays whole:
+  heads and tokens of the vocabulary are never cut inside.
 
   Raises:
     KeyError: No rule is for a path.
   """
-  parts = mesh.shape[MODEL]
   found = {}
   for path in paths:
-    axis, most = next(
-      (
-        (axis, count(config))
-        for pattern, axis, count in _RULES
-        if re.fullmatch(pattern, path)
-      ),
-      (None, None),
-    )
-    if axis is None:
+    rule = next((r for r in _RULES if re.fullmatch(r[0], path)), None)
+    if rule is None:
       raise KeyError(f'No rule says how {path} is cut over devices.')
-    cut = (None,) * axis + (MODEL,) if most % parts == 0 else ()
+    axis = rule[1]
+    is_cut = axis is not None and _can_be_cut(config, path, mesh.shape[MODEL])
+    cut = (None,) * axis + (MODEL,) if is_cut else ()
     found[path] = NamedSharding(mesh, P(*cut))
   return found
+
+
+def uncut(
+  config: ModelConfig, paths: Sequence[ParamPath], mesh: Mesh
+) -> list[str]:
+  """Kinds of kernels and tables that stay whole on every device of a mesh that
+  cuts the weights, without the number of their layer."""
+  if mesh.shape[MODEL] == 1:
+    return []
+  whole = [
+    re.sub(r'layers/\d+/|/kernel$|/embedding$', '', path)
+    for path, sharding in param_shardings(config, paths, mesh).items()
+    if sharding.spec == P() and not path.endswith('/scale')
+  ]
+  return sorted(set(whole))
 
 
 def shard(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
@@ -164,24 +165,35 @@ class Layout:
     return jax.make_array_from_callback(shape, self._shardings[path], part)
 
 
-def mesh_of(params: Mapping[str, Any]) -> Mesh | None:
-  """The mesh that parameters lie on; None for a single device."""
-  for leaf in jax.tree.leaves(params):
+def mesh_of(tree: Any) -> Mesh | None:
+  """The mesh that arrays lie on; None for a single device.
+
+  Raises:
+    ValueError: They lie on several devices in some other way.
+  """
+  for leaf in jax.tree.leaves(tree):
     sharding = getattr(leaf, 'sharding', None)
-    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == (
-      DATA,
-      MODEL,
-    ):
-      return sharding.mesh
+    if sharding is None or isinstance(leaf, jax.core.Tracer):
+      continue
+    if isinstance(sharding, NamedSharding):
+      if sharding.mesh.axis_names == (DATA, MODEL):
+        return sharding.mesh
+    if len(sharding.device_set) > 1:
+      raise ValueError(
+        f'Arrays must lie on one device or on a mesh of sharding.make_mesh, '
+        f'got {sharding}. Lay the parameters out with sharding.shard.'
+      )
   return None
 
 
-def laid_out_as(old: jax.Array, new: jax.Array) -> jax.Array:
-  """`new`, where `old` lies on a mesh as it does; inside a compiled function,
-  where that is not known, as it is."""
-  if isinstance(old, jax.core.Tracer) or mesh_of({'': old}) is None:
-    return new
-  return jax.device_put(new, old.sharding)
+def with_sharding_of(old: jax.Array, new: jax.Array) -> jax.Array:
+  """`new`, where `old` lies on a mesh as it does."""
+  return jax.device_put(new, old.sharding) if mesh_of(old) else new
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+  """All of the arrays on each device; as they are without a mesh."""
+  return jax.device_put(tree, NamedSharding(mesh, P())) if mesh else tree
 
 
 def data_size(mesh: Mesh | None) -> int:
@@ -189,30 +201,27 @@ def data_size(mesh: Mesh | None) -> int:
   return mesh.shape[DATA] if mesh else 1
 
 
-def over_data(mesh: Mesh) -> NamedSharding:
-  """Of arrays whose first axis is dealt."""
+def row_sharding(mesh: Mesh) -> NamedSharding:
+  """Of arrays with rows first."""
   return NamedSharding(mesh, P(DATA))
 
 
-def of_cache(config: ModelConfig, mesh: Mesh) -> NamedSharding:
+def cache_sharding(config: ModelConfig, mesh: Mesh) -> NamedSharding:
   """Of keys and values [B, K, ...]: rows dealt, heads cut as their kernels."""
   is_cut = config.num_kv_heads % mesh.shape[MODEL] == 0
   return NamedSharding(mesh, P(DATA, MODEL) if is_cut else P(DATA))
 
 
-def deal(tree: Any, mesh: Mesh | None) -> Any:
-  """Arrays whose first axis is dealt where it can be in equal parts, else each
-  device has all of it; as they are without a mesh."""
-  if mesh is None:
-    return tree
-  whole, dealt = NamedSharding(mesh, P()), over_data(mesh)
-  fits = lambda x: x.ndim and x.shape[0] % mesh.shape[DATA] == 0
-  return jax.tree.map(
-    lambda x: jax.device_put(x, dealt if fits(x) else whole), tree
-  )
+def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
+  """Arrays with rows first, dealt; as they are without a mesh.
+
+  Raises:
+    ValueError: The rows cannot be dealt in equal parts.
+  """
+  return jax.device_put(tree, row_sharding(mesh)) if mesh else tree
 
 
-def each_its_rows(
+def data_parallel(
   fn: Callable[..., Any], mesh: Mesh, is_rows: Sequence[bool]
 ) -> Callable[..., Any]:
   """`fn`, run by each group of devices on its own rows: none waits for another.
@@ -232,7 +241,13 @@ def each_its_rows(
   )
 
 
-def round_up(count: int, mesh: Mesh | None) -> int:
-  """The next number of rows that can be dealt in equal parts."""
-  size = data_size(mesh)
-  return math.ceil(count / size) * size
+def _can_be_cut(config: ModelConfig, path: ParamPath, parts: int) -> bool:
+  if '/mlp/' in path:
+    return config.mlp_dim % parts == 0
+  if '/self_attn/' not in path:
+    return config.vocab_size % parts == 0
+  heads, groups = config.num_heads, config.num_kv_heads
+  if re.search('[kv]_proj', path):
+    return groups % parts == 0
+  # A part holds whole groups of query heads, or a part of one group.
+  return heads % parts == 0 and (groups % parts == 0 or parts % groups == 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from me_jax.data.request import EditRequest
-from me_jax.edits import batched_values, values
+from me_jax.edits import batched_values, packing, values
 from me_jax.edits.rows import build_rows
 
 LAYER = 1
@@ -150,6 +150,40 @@ def test_padded_requests_change_nothing(model, requests, alone):
   """Nine requests are searched as ten."""
   nine = [*requests, *requests[:4]]
   _assert_same(_together(model, nine), [*alone, *alone[:4]])
+
+
+def test_what_pads_requests_pulls_at_nobody(model):
+  """One fact as two. The second reads the last slot of all, where a target of
+  the first ends. The divergence weighs much."""
+  config = dataclasses.replace(SEARCH, kl_factor=5.0)
+  request = EditRequest(
+    case_id='Bob', subject='Bob', prompt='Where is {}', target_new='x' * 15
+  )
+  rows, _ = build_rows(model.tokenizer, request, TEMPLATES)
+  packed = packing.pack([rows], multiple_of=2)
+  # The wide row with the shortest tail is the last one: turned round.
+  count, width = len(packed.ids), packed.tail_slots.size
+  b, at = np.divmod(packed.lookups, width)
+  packed = packed._replace(
+    ids=packed.ids[::-1],
+    positions=packed.positions[::-1],
+    segments=packed.segments[::-1],
+    lookups=np.where(b < count, (count - 1 - b) * width + at, packed.lookups),
+  )
+  assert len(packed.lookups) == 2 and packed.segments[-1, -1] >= 0
+  _, found = jax.device_get(
+    batched_values.search(
+      model.config,
+      model.params,
+      packed,
+      batched_values.wanted([rows], packed),
+      layer=LAYER,
+      search_config=config,
+    )
+  )
+  _, expected = _alone(model, rows, config)
+  search = jax.tree.map(lambda x: x[0], found)
+  _assert_same_history(search, expected, expected.num_evaluations)
 
 
 def test_other_weights_share_the_compiled_function(model, requests):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from me_jax import sharding
 from me_jax.data.request import EditRequest
 from me_jax.edits import packing
 from me_jax.edits.rows import build_rows
@@ -111,3 +112,17 @@ def test_reads_and_adds_at_lookups(requests):
     read[:11], tails.reshape(-1, 3)[packed.lookups[:11, 0]]
   )
   assert np.isfinite(read).all()
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason='needs eight devices')
+@pytest.mark.parametrize('count', [1, 5])
+def test_rows_and_requests_are_dealt_in_equal_parts(requests, count):
+  mesh = sharding.make_mesh(4, 2)
+  packed = packing.shard(packing.pack(requests[:count], multiple_of=4), mesh)
+  for name in ('ids', 'positions', 'segments', 'lookups'):
+    array = getattr(packed, name)
+    parts = {str(shard.index[0]) for shard in array.addressable_shards}
+    assert len(array) % 4 == 0 and len(parts) == 4
+  assert packed.tail_slots.is_fully_replicated
+  with pytest.raises(ValueError, match='partitioned 4 times'):
+    packing.shard(packing.pack(requests[:1]), mesh)

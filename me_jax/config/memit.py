@@ -12,8 +12,8 @@ class _TargetsConfig(LatentSearchConfig):
   """The search for targets z of a batch of facts.
 
   Attributes:
-    search_batch_size: So many facts at most are searched at once. Memory grows
-      with it; numbers move by rounding only.
+    search_batch_size: So many facts at most are searched at once, on each copy
+      of the weights. Memory grows with it; numbers move by rounding only.
     context_template_length_params: Pairs (tokens, how many).
   """
 

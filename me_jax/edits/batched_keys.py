@@ -38,7 +38,8 @@ class Seen(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """Packed rows, and what enters a layer: [B, slots, D], on the host."""
+  """Packed rows, and what enters a layer: [B, slots, D], on the host. On a mesh
+  the rows are dealt there."""
 
   packed: Packed
   x: np.ndarray
@@ -83,20 +84,22 @@ def enter(
     params: Weights before the edit.
     requests: Token rows of each request.
     layer: The first edited one.
-    batch_size: Requests in one pass. Between passes, streams wait on the host.
+    batch_size: Requests in one pass on each copy of the weights. Between
+      passes, streams wait on the host.
   """
 
   mesh = sharding.mesh_of(params)
 
   def stream(rows: list[Rows]) -> Stream:
     packed = packing.pack(rows, sharding.data_size(mesh))
-    packed = sharding.deal(packed, mesh)
+    packed = packing.shard(packed, mesh)
     x = jax.device_get(_enter(config, params, packed, layer=layer))
     return Stream(packed, x, layer)
 
   groups = []
-  for start in range(0, len(requests), batch_size):
-    group = requests[start : start + batch_size]
+  size = batch_size * sharding.data_size(mesh)
+  for start in range(0, len(requests), size):
+    group = requests[start : start + size]
     templates = len(group[0].lookups) - 1
     bare = stream([_until_lookup(rows, slice(0, 1)) for rows in group])
     others = [_until_lookup(rows, slice(1, templates)) for rows in group]
@@ -132,7 +135,7 @@ def look(
         config,
         params,
         group.bare.packed,
-        sharding.deal(group.bare.x, mesh),
+        sharding.shard_rows(group.bare.x, mesh),
         layers.index(layer),
         layers=layers,
       )
@@ -140,7 +143,7 @@ def look(
     at_rows = [at_bare[:, None]]
     if group.others is not None:
       packed, x, start = group.others
-      x = sharding.deal(x, mesh)
+      x = sharding.shard_rows(x, mesh)
       at_others, x = jax.device_get(
         _others(config, params, packed, x, start=start, layer=layer)
       )

@@ -79,21 +79,24 @@ def find_targets(
     requests: Token rows of each request.
     layer: The searched block.
     search_config: Hyper-parameters of the search.
-    batch_size: Requests searched at once, on all devices. Memory grows with it:
-      the layers above `layer` keep, for each of their tokens from the lookup
-      positions on, what the backward pass needs.
+    batch_size: Requests searched at once on each copy of the weights. Memory
+      grows with it: the layers above `layer` keep, for each of their tokens
+      from the lookup positions on, what the backward pass needs.
   """
   mesh = sharding.mesh_of(params)
+  size = batch_size * sharding.data_size(mesh)
   found = []
-  for start in range(0, len(requests), batch_size):
-    group = requests[start : start + batch_size]
+  for start in range(0, len(requests), size):
+    group = requests[start : start + size]
     packed = packing.pack(group, sharding.data_size(mesh))
     starts, searches = jax.device_get(
       search(
         config,
         params,
-        sharding.deal(packed, mesh),
-        sharding.deal(wanted(group, packed), mesh),
+        packing.shard(packed, mesh),
+        # Whose row has which target does not matter: only their number counts,
+        # for the product with the vocabulary.
+        sharding.shard_rows(wanted(group, packed), mesh),
         layer=layer,
         search_config=search_config,
       )
@@ -188,17 +191,19 @@ def search(
       jax.nn.log_softmax(essence),
     )
 
+    # What is padding has no rows and never begins. What it reads is some other
+    # request's, whose gradient it must not touch.
+    is_padding = packed.lookups[:, 0] >= tails.shape[0] * tails.shape[1]
+
     @functools.partial(jax.grad, has_aux=True)
     def grad_and_losses(delta):
       # Each loss depends on its own request's vector alone.
       found = losses(x_with(delta), delta)
-      return found[0].sum(), found
+      return jnp.where(is_padding, 0, found[0]).sum(), found
 
     largest = c.clamp_norm_factor * jax.vmap(values.norm)(starts)
     zeros = jnp.zeros(starts.shape, jnp.float32)
     begun = jax.vmap(functools.partial(values.begin, c))(zeros)
-    # What is padding has no rows and never begins.
-    is_padding = packed.lookups[:, 0] >= tails.shape[0] * tails.shape[1]
 
     def step(now):
       grads, (loss, parts) = grad_and_losses(now.delta)

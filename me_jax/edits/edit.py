@@ -53,8 +53,10 @@ _FORMAT = 'me_jax.edit.v1'
 
 
 def apply_edit(params: Params, edit: Edit) -> Params:
-  """`params` with the edited kernels replaced, which lie where they lay; all
-  other leaves are shared.
+  """`params` with the edited kernels replaced; all other leaves are shared.
+
+  On a mesh edited kernels are cut as they were, but for inside a compiled
+  function, where the compiler says how.
 
   Raises:
     KeyError: The edit names a parameter that the model does not have.
@@ -65,7 +67,9 @@ def apply_edit(params: Params, edit: Edit) -> Params:
   for path, change in edit.items():
     kernel = trees.get(params, path)
     _check_fits(path, kernel, change)
-    edited = sharding.laid_out_as(kernel, _add(kernel, change))
+    # An edit that was read from a file lies on one device.
+    change = sharding.replicate(change, sharding.mesh_of(kernel))
+    edited = sharding.with_sharding_of(kernel, _add(kernel, change))
     params = trees.set_leaf(params, path, edited)
   return params
 

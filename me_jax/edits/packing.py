@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from me_jax import sharding
 from me_jax.edits.rows import Rows
 
 _TAIL = 16  # slots for tails in a wide row, unless one tail is longer
@@ -47,12 +49,12 @@ class Packed(NamedTuple):
   tail_slots: np.ndarray
 
 
-def pack(requests: Sequence[Rows], groups: int = 1) -> Packed:
+def pack(requests: Sequence[Rows], multiple_of: int = 1) -> Packed:
   """The rows of `requests`, which have the same number each, packed.
 
   Args:
     requests: At least one.
-    groups: Wide rows and requests are padded to a multiple of it.
+    multiple_of: To which wide rows and requests are padded.
   """
   spans = [
     (int(p), int(n - p), i, r)
@@ -66,12 +68,12 @@ def pack(requests: Sequence[Rows], groups: int = 1) -> Packed:
   room = _power_of_two(max(_ROOM, share, int(heads.max())))
   bins = _first_fit(sorted(spans, key=lambda s: s[1::-1]), room, width)
 
-  in_groups = lambda n: groups * few(-(-n // groups))
-  count = in_groups(len(bins))
+  padded = lambda n: multiple_of * few(-(-n // multiple_of))
+  count = padded(len(bins))
   ids, positions, segments = (
     np.full((count, room + width), fill, np.int32) for fill in (0, 0, -1)
   )
-  shape = in_groups(len(requests)), len(requests[0].lookups)
+  shape = padded(len(requests)), len(requests[0].lookups)
   lookups = np.full(shape, count * width, np.int32)
   for b, members in enumerate(bins):
     head, tail = 0, room
@@ -84,6 +86,18 @@ def pack(requests: Sequence[Rows], groups: int = 1) -> Packed:
       head, tail = head + before, tail + after
   slots = np.arange(room, room + width, dtype=np.int32)
   return Packed(ids, positions, segments, lookups, slots)
+
+
+def shard(packed: Packed, mesh: Mesh | None) -> Packed:
+  """Wide rows and requests dealt over a mesh, of whose data axis they must be a
+  multiple; as they are without one."""
+  return packed._replace(
+    **{
+      name: sharding.shard_rows(getattr(packed, name), mesh)
+      for name in ('ids', 'positions', 'segments', 'lookups')
+    },
+    tail_slots=sharding.replicate(packed.tail_slots, mesh),
+  )
 
 
 def mask(packed: Packed) -> Bool[Array, 'B slots slots']:

@@ -19,6 +19,12 @@ class Functions:
 
   On a mesh each group of devices along 'data' works on rows of its own. Only
   what moves rows (`insert`, `keep`) looks across.
+
+  Attributes:
+    score, tap: See `scoring`.
+    scorer: `score` with what lies below a layer kept; None without.
+    prefix: See `prefix`.
+    prefill, insert, grow, keep, decode, empty_rows: See `decoding`.
   """
 
   def __init__(
@@ -39,12 +45,12 @@ class Functions:
     """
     jitted = functools.partial(_jitted, mesh=mesh, on_trace=on_trace)
     bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
-    rows, prompts = {}, {}
+    to_rows, to_prompts = {}, {}
     if mesh is not None:
-      data = sharding.over_data(mesh)
-      cache = sharding.of_cache(forward.config, mesh)
-      rows = {'out_shardings': Rows(*(data,) * 5, cache)}
-      prompts = {'out_shardings': Prompts(cache, *(data,) * 3)}
+      data = sharding.row_sharding(mesh)
+      cache = sharding.cache_sharding(forward.config, mesh)
+      to_rows = {'out_shardings': Rows(*(data,) * 5, cache)}
+      to_prompts = {'out_shardings': Prompts(cache, *(data,) * 3)}
 
     self.score = jitted(bound(scoring.score), rows=slice(2, None))
     self.scorer = activations and Scorer(forward, activations, jitted)
@@ -52,17 +58,19 @@ class Functions:
       bound(scoring.tap), rows=slice(2, None), static_argnames=('site',)
     )
     self.prefix = jitted(bound(prefix.prefix), static_argnames=('slots',))
-    self.prefill = jitted(bound(decoding.prefill), rows=slice(2, 4), **prompts)
-    self.insert = jitted(decoding.insert, donate_argnums=(0,), **rows)
-    self.grow = jitted(decoding.grow, static_argnames=('new',), **rows)
-    self.keep = jitted(decoding.keep, **rows)
+    self.prefill = jitted(
+      bound(decoding.prefill), rows=slice(2, 4), **to_prompts
+    )
+    self.insert = jitted(decoding.insert, donate_argnums=(0,), **to_rows)
+    self.grow = jitted(decoding.grow, static_argnames=('new',), **to_rows)
+    self.keep = jitted(decoding.keep, **to_rows)
     self.decode = jitted(
-      bound(decoding.decode), rows=slice(2, 3), donate_argnums=(2,), **rows
+      bound(decoding.decode), rows=slice(2, 3), donate_argnums=(2,), **to_rows
     )
     self.empty_rows = jax.jit(
       functools.partial(decoding.empty_rows, forward.config),
       static_argnums=(0, 1, 2),
-      **rows,
+      **to_rows,
     )
 
 
@@ -90,7 +98,7 @@ def _jitted(
     run = functools.partial(fn, **static)
     if mesh is not None and rows is not None:
       places = range(len(args))
-      run = sharding.each_its_rows(
+      run = sharding.data_parallel(
         run, mesh, [i in places[rows] for i in places]
       )
     return run(*args)

@@ -49,7 +49,7 @@ class Stream:
     slots: T, the longest prompt behind the prefix.
     new: Tokens of the longest answer; there is room for fewer at first, for
       attention to the rest would cost as much as if it were there.
-    groups: Groups of devices that rows are dealt over; divides `batch`.
+    data_size: Groups of devices that rows are dealt over; divides `batch`.
     prefill_shape: From the length of a prompt behind the prefix to the shape
       [G, T] in which it is put through the model, of its own whatever else
       waits: an answer does not depend on which others were there before.
@@ -63,7 +63,7 @@ class Stream:
   batch: int
   slots: int
   new: int
-  groups: int
+  data_size: int
   prefill_shape: Callable[[int], tuple[int, int]]
   refill: bool
 
@@ -116,7 +116,7 @@ class Stream:
     """The running rows in a batch of fewer, if that is much smaller; and who is
     where in it."""
     batch = len(rows.count)
-    sizes = (n * self.groups for n in _FEW)
+    sizes = (n * self.data_size for n in _FEW)
     few = next((n for n in sizes if n <= batch // 3), 0)
     if len(running) > few:
       return rows, running

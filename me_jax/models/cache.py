@@ -20,7 +20,6 @@ def empty_cache(
 ) -> Cache:
   """Zeroed keys and values for layers [start, num_layers)."""
   heads, size = config.num_kv_heads, config.head_dim
-  # Arrays of their own, so that each can be donated.
   zeros = lambda *shape: jnp.zeros((batch, heads, *shape), config.dtype)
   return {
     str(i): (zeros(size, slots), zeros(slots, size))
