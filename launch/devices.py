@@ -35,7 +35,10 @@ def describe(model: LanguageModel, mesh: Mesh | None) -> str:
   if mesh is None:
     return kind
   data, parts = mesh.shape[sharding.DATA], mesh.shape[sharding.MODEL]
-  text = f'{kind}, {data} copies of the weights in {parts} parts'
+  text = f'{kind}, {data} copies of the weights'
+  if parts == 1:
+    return text
+  text += f' in {parts} parts'
   paths = tuple(trees.flatten(model.params))
   if whole := sharding.uncut(model.config, paths, mesh):
     text += f'; whole, as {parts} does not divide them: {", ".join(whole)}'
