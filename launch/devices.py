@@ -11,11 +11,11 @@ _MESH = flags.DEFINE_string(
   'mesh',
   '',
   'How devices share the work, DATAxMODEL: 4x2 is four copies of the weights '
-  'in two parts each. Default: a copy on each device.',
+  'in two parts each, 1x1 the first device alone. Default: a copy on each.',
 )
 
 
-def mesh() -> Mesh | None:
+def from_flag() -> Mesh | None:
   """The mesh of all devices; None for one device.
 
   Raises:
@@ -23,23 +23,18 @@ def mesh() -> Mesh | None:
   """
   count = jax.device_count()
   shape = sharding.parse_mesh(_MESH.value) if _MESH.value else (count, 1)
-  if shape == (1, 1) and count == 1:
-    return None
-  return sharding.make_mesh(*shape)
+  return None if shape == (1, 1) else sharding.make_mesh(*shape)
 
 
 def describe(model: LanguageModel, mesh: Mesh | None) -> str:
-  """E.g. '1 x cpu', or '8 x TPU v5e, 4 copies of the weights in 2 parts'; and
-  what stays whole, for it takes memory and time."""
-  kind = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  """E.g. '1 x cpu', or '8 x TPU v5e as 4x2'; and what stays whole, for it takes
+  memory and time."""
+  kind = jax.devices()[0].device_kind
   if mesh is None:
-    return kind
+    return f'1 x {kind}'
   data, parts = mesh.shape[sharding.DATA], mesh.shape[sharding.MODEL]
-  text = f'{kind}, {data} copies of the weights'
-  if parts == 1:
-    return text
-  text += f' in {parts} parts'
+  text = f'{mesh.size} x {kind} as {data}x{parts}'
   paths = tuple(trees.flatten(model.params))
   if whole := sharding.uncut(model.config, paths, mesh):
-    text += f'; whole, as {parts} does not divide them: {", ".join(whole)}'
+    text += f', of which each holds all of {", ".join(whole)}'
   return text

@@ -112,7 +112,7 @@ def evaluate(settings: EvalConfig) -> None:
     raise ValueError('Say --tasks and --workdir; --list_tasks shows all tasks.')
   cache.open_cache(_CACHE_DIR.value)
   workdir = Workdir(_WORKDIR.value)
-  mesh = devices.mesh()
+  mesh = devices.from_flag()
   state = _state(mesh)
   model, name = state.model, state.model.name
   print(
@@ -146,7 +146,10 @@ def evaluate(settings: EvalConfig) -> None:
     'tasks': {task.name: fingerprint(task) for task in tasks},
     'prompts': prompts,
   }
-  workdir.claim(identity, versions.notes())
+  workdir.claim(
+    identity,
+    {**versions.notes(), 'devices': devices.describe(model, mesh)},
+  )
   predictor = generation.LlamaPredictor(
     model.config,
     model.tokenizer,

@@ -129,7 +129,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     return
   workdir = Workdir(_WORKDIR.value)
 
-  mesh = devices.mesh()
+  mesh = devices.from_flag()
   model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
@@ -171,6 +171,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
       'case_ids': drawn.case_ids,
       'facts_counts': drawn.counts,
       **versions.notes(),
+      'devices': devices.describe(model, mesh),
     },
   )
   if not workdir.facts.exists():

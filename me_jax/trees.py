@@ -78,7 +78,7 @@ def fingerprint(params: Params) -> str:
   which also says how they are used."""
   digest = hashlib.sha256()
   for path, leaf in flatten(params).items():
-    array = np.ascontiguousarray(jax.device_get(leaf))
+    array = _on_host(leaf)
     digest.update(f'{path}:{array.shape}:{array.dtype}:'.encode())
     digest.update(array.reshape(-1).view(np.uint8))
   return digest.hexdigest()
@@ -99,6 +99,13 @@ def checksum(tree: Any) -> str:
   for shape, dtype, found in jax.device_get(sums):
     digest.update(f'{shape}:{dtype}:{found.tolist()}'.encode())
   return digest.hexdigest()[:16]
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+    # An array in parts keeps what it was put together to as long as it lives.
+    leaf = jnp.copy(leaf)
+  return np.ascontiguousarray(jax.device_get(leaf))
 
 
 @jax.jit

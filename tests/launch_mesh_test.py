@@ -17,7 +17,7 @@ _RUN = (
   '--config.method.layer=1',
   '--config.method.mom2_adjustment=False',
   '--config.method.v_num_grad_steps=4',
-  '--config.method.context_template_length_params=((10,5),)',
+  "--config.method.context_templates=('{}', 'So it goes. {}')",
   '--config.num_edits=2',
   '--config.eval_steps=(0,2)',
   '--config.limit=2',
@@ -40,7 +40,8 @@ def finish(root):
       'JAX_NUM_CPU_DEVICES': str(devices),
       # Compiling takes most of the time here.
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-      'ME_JAX_CACHE': str(root / 'cache'),
+      # Not one for all: the unedited model would be asked once for all runs.
+      'ME_JAX_CACHE': str(root / f'cache{devices}'),
     }
     return subprocess.run(
       [sys.executable, '-m', module, *args],
@@ -73,17 +74,17 @@ def _values(workdir, step):
 def _assert_near(found, expected):
   assert found.keys() == expected.keys() and found
   for key, value in expected.items():
-    np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=key)
+    # Of edited models, what rounding makes of four steps of a search.
+    np.testing.assert_allclose(found[key], value, rtol=1e-4, err_msg=key)
 
 
 def test_a_run_on_a_mesh_measures_the_same(finish, run, root):
   found = finish(8, *_RUN, '--mesh=4x2', f'--workdir={root / "mesh"}')
   assert found.returncode == 0, found.stderr
-  assert (
-    'on 8 x cpu, 4 copies of the weights in 2 parts; whole, as 2 does not '
-    'divide them: embed_tokens, lm_head\n'
-  ) in found.stdout
-  _assert_near(_values(root / 'mesh', 0), _values(run, 0))
+  holds = 'of which each holds all of embed_tokens, lm_head\n'
+  assert f'on 8 x cpu as 4x2, {holds}' in found.stdout
+  for step in (0, 2):
+    _assert_near(_values(root / 'mesh', step), _values(run, step))
 
 
 def test_a_run_is_evaluated_on_another_mesh(finish, run, root):
@@ -97,7 +98,7 @@ def test_a_run_is_evaluated_on_another_mesh(finish, run, root):
     f'--workdir={root / "evaluation"}',
   )
   assert found.returncode == 0, found.stderr
-  assert 'on 8 x cpu, 8 copies of the weights\n' in found.stdout
+  assert 'on 8 x cpu as 8x1\n' in found.stdout
   _assert_near(_values(root / 'evaluation', 2), _values(run, 2))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from me_jax import files, trees
+from me_jax import files, sharding, trees
 from me_jax.analysis import (
   adjusted_perplexity,
   answers,
@@ -182,7 +182,8 @@ def _adjusted_ppl(
     source = config.scorer
     if source.name == model.name and not source.path:
       return model
-    return load.load_model(source.name, path=source.path)
+    mesh = sharding.mesh_of(model.params)
+    return load.load_model(source.name, path=source.path, mesh=mesh)
 
   def measure(step: int, params: Params) -> list[Metric]:
     del params

@@ -67,8 +67,7 @@ def apply_edit(params: Params, edit: Edit) -> Params:
   for path, change in edit.items():
     kernel = trees.get(params, path)
     _check_fits(path, kernel, change)
-    # An edit that was read from a file lies on one device.
-    change = sharding.replicate(change, sharding.mesh_of(kernel))
+    change = _beside(kernel, change)
     edited = sharding.with_sharding_of(kernel, _add(kernel, change))
     params = trees.set_leaf(params, path, edited)
   return params
@@ -187,6 +186,13 @@ def load_edit(path: files.PathLike) -> Edit:
       f'{_FORMAT} and tensors <path>/left, <path>/right or <path>/delta.'
     )
   return {kernel: change_of(changes[kernel]) for kernel in sorted(changes)}
+
+
+def _beside(kernel: jax.Array, change: Change) -> Change:
+  """The change where the kernel lies, which may be a mesh."""
+  if isinstance(change, Dense):
+    return Dense(sharding.with_sharding_of(kernel, change.delta))
+  return sharding.replicate(change, sharding.mesh_of(kernel))
 
 
 @jax.jit
