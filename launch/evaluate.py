@@ -148,7 +148,7 @@ def evaluate(settings: EvalConfig) -> None:
   }
   workdir.claim(
     identity,
-    {**versions.notes(), 'devices': devices.describe(model, mesh)},
+    {**versions.notes(), 'device': devices.describe(model, mesh)},
   )
   predictor = generation.LlamaPredictor(
     model.config,

@@ -171,7 +171,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
       'case_ids': drawn.case_ids,
       'facts_counts': drawn.counts,
       **versions.notes(),
-      'devices': devices.describe(model, mesh),
+      'device': devices.describe(model, mesh),
     },
   )
   if not workdir.facts.exists():

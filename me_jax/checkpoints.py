@@ -240,14 +240,13 @@ class Checkpoints:
       return {}, ()
     restore = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
     found = self._manager.restore(step, args=ocp.args.Composite(**restore))
-    # Not bound to the device they were read to: the model may lie on a mesh.
-    free = lambda tree: jax.tree.map(
-      lambda x: jnp.asarray(jax.device_get(x)), tree
-    )
-    changes = free(found['edit']) if 'edit' in items else {}
+    changes = found['edit'] if 'edit' in items else {}
     edit = {path: edit_lib.change_of(a) for path, a in changes.items()}
-    leaves = free(found['editor_state']) if wanted else {}
-    return edit, tuple(leaves[str(i)] for i in range(len(leaves)))
+    leaves = found['editor_state'] if wanted else {}
+    # Not bound to the device they were read to: the model may lie on a mesh.
+    return edit, tuple(
+      jnp.asarray(jax.device_get(leaves[str(i)])) for i in range(len(leaves))
+    )
 
   def _damaged(self, step: int, why: str) -> str:
     return (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any, NamedTuple
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -37,9 +38,6 @@ from me_jax.edits.second_moment_factor import Factor
 from me_jax.generation import LlamaPredictor
 from me_jax.typing import ModelState, ScoreRequest
 
-eight_devices = pytest.mark.skipif(
-  jax.device_count() != 8, reason='needs eight devices'
-)
 TEMPLATES = ('{}', 'So it goes. {}')
 F = 64
 # Bounds of the searches are off, for a model that is hard to move.
@@ -350,7 +348,7 @@ _ON_MESH = {
 }
 
 
-@eight_devices
+@eight_devices.needs_eight
 @pytest.mark.parametrize('shape', ['8x1', '4x2', '2x4', '1x8'])
 @pytest.mark.parametrize('name', _ON_MESH)
 def test_on_a_mesh_as_on_one_device(model, network, name, shape):
@@ -373,7 +371,7 @@ def test_on_a_mesh_as_on_one_device(model, network, name, shape):
   _assert_near(found, expected, tolerance)
 
 
-@eight_devices
+@eight_devices.needs_eight
 def test_saved_steps_are_taken_up_on_a_mesh(model, made, saved):
   """Also by a method that acts in the forward pass, by some rows of a batch."""
   base = made.states[0]
@@ -402,8 +400,7 @@ def test_saved_steps_are_taken_up_on_a_mesh(model, made, saved):
 
 
 def _on_mesh(model, params, shape):
-  mesh = sharding.make_mesh(*sharding.parse_mesh(shape))
-  return sharding.shard(model.config, params, mesh)
+  return sharding.shard(model.config, params, eight_devices.mesh(shape))
 
 
 def _assert_near(found, expected, tolerance):

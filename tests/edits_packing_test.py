@@ -1,9 +1,9 @@
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from me_jax import sharding
 from me_jax.data.request import EditRequest
 from me_jax.edits import packing
 from me_jax.edits.rows import build_rows
@@ -114,10 +114,10 @@ def test_reads_and_adds_at_lookups(requests):
   assert np.isfinite(read).all()
 
 
-@pytest.mark.skipif(jax.device_count() != 8, reason='needs eight devices')
+@eight_devices.needs_eight
 @pytest.mark.parametrize('count', [1, 5])
 def test_rows_and_requests_are_dealt_in_equal_parts(requests, count):
-  mesh = sharding.make_mesh(4, 2)
+  mesh = eight_devices.mesh('4x2')
   packed = packing.shard(packing.pack(requests[:count], multiple_of=4), mesh)
   for name in ('ids', 'positions', 'segments', 'lookups'):
     array = getattr(packed, name)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import mesh as _mesh
+from eight_devices import needs_eight
 from jax.sharding import PartitionSpec as P
 
 from me_jax import generation, sharding, trees
@@ -21,9 +23,7 @@ MESHES = ('8x1', '4x2', '2x4', '1x8')
 _TOLERANCE = 1e-5
 _OPTIMISATIONS = 'jax_disable_most_optimizations'
 
-pytestmark = pytest.mark.skipif(
-  jax.device_count() != 8, reason='needs eight devices'
-)
+pytestmark = needs_eight
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -81,10 +81,6 @@ def sharded(model, mesh):
 def on_both_axes(model):
   """The parameters, cut in two and copied four times."""
   return sharding.shard(model.config, model.params, _mesh('4x2'))
-
-
-def _mesh(text):
-  return sharding.make_mesh(*sharding.parse_mesh(text))
 
 
 def _ids(rng, count):

@@ -87,7 +87,6 @@ def enter(
     batch_size: Requests in one pass on each copy of the weights. Between
       passes, streams wait on the host.
   """
-
   mesh = sharding.mesh_of(params)
 
   def stream(rows: list[Rows]) -> Stream:

@@ -189,7 +189,8 @@ def load_edit(path: files.PathLike) -> Edit:
 
 
 def _beside(kernel: jax.Array, change: Change) -> Change:
-  """The change where the kernel lies, which may be a mesh."""
+  """The change where the kernel lies: one that was read from a file lies on one
+  device."""
   if isinstance(change, Dense):
     return Dense(sharding.with_sharding_of(kernel, change.delta))
   return sharding.replicate(change, sharding.mesh_of(kernel))

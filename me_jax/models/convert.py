@@ -73,11 +73,9 @@ def read_params(
       wrong shape or of a type that is no plain float; names them.
   """
   directory = pathlib.Path(directory)
-  expected = {
-    hf_name(path): (path, shape)
-    for path, shape in shapes.param_shapes(config).items()
-  }
-  layout = sharding.Layout(config, tuple(shapes.param_shapes(config)), mesh)
+  by_path = shapes.param_shapes(config)
+  expected = {hf_name(path): (path, s) for path, s in by_path.items()}
+  layout = sharding.Layout(config, tuple(by_path), mesh)
   leaves: dict[ParamPath, jax.Array] = {}
   problems = []
   tied_head = None
@@ -92,8 +90,8 @@ def read_params(
       continue
     path, shape = expected[name]
     is_kernel = path.endswith('/kernel')
-    if tensor.shape != (shape[::-1] if is_kernel else shape):
-      stored = shape[::-1] if is_kernel else shape
+    stored = shape[::-1] if is_kernel else shape
+    if tensor.shape != stored:
       problems.append(f'{name} has shape {tensor.shape}, not {stored}')
       leaves[path] = None
       continue
