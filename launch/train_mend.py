@@ -118,7 +118,6 @@ def train(config: MendTrainingConfig) -> None:
     mend_examples.make_examples(
       model.tokenizer,
       part,
-      outer=config.method.outer,
       max_length=config.method.max_length,
     )
     for part in (split.training, split.validation)

@@ -57,7 +57,6 @@ def job(tiny, compiled, monkeypatch):
         strict=True,
       )
     ],
-    outer='rephrase',
     max_length=40,
   )
 

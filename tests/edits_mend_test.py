@@ -59,9 +59,7 @@ ADA, BOB = FACTS[:2]
 
 @pytest.fixture(scope='module')
 def prepared(tiny):
-  examples = mend_examples.make_examples(
-    tiny.tokenizer, FACTS, outer='rephrase', max_length=40
-  )
+  examples = mend_examples.make_examples(tiny.tokenizer, FACTS, max_length=40)
   prepare = mend_examples.Preparer(tiny.config, tiny.params, LAYERS[0], 1 << 20)
   return [prepare(example) for example in examples]
 
@@ -81,7 +79,7 @@ def _group_factors(config, model, group):
 
 @pytest.fixture(scope='module')
 def group(prepared):
-  return _group(prepared[:3], batch=1)
+  return _group(prepared[:3], batch=1, outer='rephrase')
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'batch'))
@@ -347,12 +345,14 @@ def test_first_gradient_reaches_u(tiny, group):
 @pytest.mark.parametrize('sign', ['minus', 'plus'])
 def test_before_training_an_edit_is_a_step_along_the_gradient(tiny, sign):
   """Down the loss of the edit or up."""
-  config = dataclasses.replace(CONFIG, step_sign=sign, c_edit=1.0, c_loc=0.0)
+  config = dataclasses.replace(
+    CONFIG, step_sign=sign, c_edit=1.0, c_loc=0.0, outer='same'
+  )
   examples = mend_examples.make_examples(
-    tiny.tokenizer, FACTS[:3], outer='same', max_length=40
+    tiny.tokenizer, FACTS[:3], max_length=40
   )
   prepare = mend_examples.Preparer(tiny.config, tiny.params, LAYERS[0], 0)
-  group = _group([prepare(e) for e in examples], batch=1)
+  group = _group([prepare(e) for e in examples], batch=1, outer='same')
   loss = jax.jit(_loss(config, tiny, group))
   params = mend_network.init_params(config, tiny.config)
   before, after = (
@@ -367,11 +367,14 @@ def validate(tiny):
   return mend_training.make_validate(CONFIG, tiny.config)
 
 
+@pytest.mark.parametrize('outer', ['rephrase', 'same', 'both'])
 def test_low_rank_loss_equals_that_of_formed_weights(
-  tiny, prepared, state, validate
+  tiny, prepared, state, outer
 ):
   """NLL and divergence of edited models, one by one and without padding."""
-  group = _group(prepared[:3], batch=1, own=True)
+  config = dataclasses.replace(CONFIG, outer=outer)
+  validate = mend_training.make_validate(config, tiny.config)
+  group = _group(prepared[:3], batch=1, outer='both')
   found = validate(tiny.params, state, group)
   raw = _group_factors(CONFIG, tiny, group)
   used = mend_network.frozen_moments(state.statistics, raw)
@@ -390,17 +393,21 @@ def test_low_rank_loss_equals_that_of_formed_weights(
         ]
         for params in (tiny.params, edited)
       ]
-    outer, targets = said['outer'][1], list(one.example.outer.targets)
-    nll = -outer[jnp.arange(len(targets)), targets].mean()
+    own = jnp.array(one.example.edit.targets)
+    said_own, said_rephrase = said['edit'][1], said['rephrase'][1]
+    nlls = {
+      'same': -said_own[jnp.arange(len(own)), own].mean(),
+      'rephrase': -said_rephrase[jnp.arange(len(own)), own].mean(),
+    }
+    nll = nlls.get(outer, sum(nlls.values()) / 2)
     before, now = said['local']
     kl = (jnp.exp(before) * (before - now)).sum(axis=-1).mean()
-    own = jnp.array(one.example.edit.targets)
     expected = {
       'nll': nll,
       'kl': kl,
       'loss': CONFIG.c_edit * nll + CONFIG.c_loc * kl,
-      'generalization': (outer.argmax(-1) == own).mean(),
-      'reliability': (said['edit'][1].argmax(-1) == own).mean(),
+      'generalization': (said_rephrase.argmax(-1) == own).mean(),
+      'reliability': (said_own.argmax(-1) == own).mean(),
       'locality': (before.argmax(-1) == now.argmax(-1)).mean(),
     }
     assert set(expected) == set(found)
@@ -412,7 +419,7 @@ def test_low_rank_loss_equals_that_of_formed_weights(
 def test_batched_examples_join_their_token_rows(tiny, prepared):
   """Two facts in one edit: its change is for both, and so are the rows."""
   config = dataclasses.replace(CONFIG, batch=2, accumulate=2)
-  group = _group(prepared, batch=2, own=True)
+  group = _group(prepared, batch=2, outer='both')
   raw = _group_factors(config, tiny, group)
   start = mend_training.init_state(config, tiny.config)
   seen, _ = _running(start.statistics, raw)
@@ -429,7 +436,7 @@ def test_batched_examples_join_their_token_rows(tiny, prepared):
         for p, (left, right) in changes.items()
       },
     )
-    text = one.example.outer
+    text = one.example.rephrase
     nll = _mean_nll(tiny.config, {}, edited, [text])
     np.testing.assert_allclose(scores['nll'][fact], nll, rtol=1e-4)
 
@@ -440,7 +447,7 @@ def test_training_lowers_the_loss(tiny, prepared, update, validate):
   losses = []
   for iteration in range(0, 60, CONFIG.accumulate):
     indices = mend_training.facts_of_step(4, CONFIG, iteration)
-    step = _group([prepared[i] for i in indices], batch=1)
+    step = _group([prepared[i] for i in indices], batch=1, outer='rephrase')
     state, scores = update(tiny.params, state, step)
     assert np.isfinite(scores['loss'])
     found = mend_training.validate_all(
@@ -480,7 +487,7 @@ def test_every_fact_comes_once_an_epoch():
 def test_long_examples_are_left_out(tiny):
   long = dataclasses.replace(ADA, target_new='x' * 60)
   make = functools.partial(
-    mend_examples.make_examples, tiny.tokenizer, outer='rephrase', max_length=40
+    mend_examples.make_examples, tiny.tokenizer, max_length=40
   )
   assert len(make([ADA, long, BOB])) == 2
   with pytest.raises(ValueError, match='Each of 1 facts.*more than 40'):
@@ -502,7 +509,7 @@ def made(tiny, trained):
 
 def test_an_edit_is_what_training_tried(tiny, trained, prepared, made):
   """The same change as in a padded group, less its padding."""
-  group = _group(prepared[:3], batch=1)
+  group = _group(prepared[:3], batch=1, outer='rephrase')
   raw = _group_factors(CONFIG, tiny, group)
   used = mend_network.frozen_moments(trained.statistics, raw)
   changes = mend_network.changes(trained.params, used, raw, 'minus')
@@ -597,7 +604,7 @@ def test_warns_of_a_large_change_only(tiny, trained):
   'changes, message',
   [
     ({'step_sign': 'up'}, 'step_sign must be one of minus, plus'),
-    ({'outer': 'other'}, 'outer must be one of rephrase, same'),
+    ({'outer': 'other'}, 'outer must be one of rephrase, same, both'),
     ({'layers': ()}, 'one layer or more'),
     ({'layers': (3, 2)}, 'from the lowest up'),
     ({'accumulate': 7}, 'val_interval must be a multiple'),

@@ -28,7 +28,8 @@ class MendConfig:
     alpha_lr: and for the step sizes of edits.
     c_edit: Weight of the negative log-likelihood of the target,
     c_loc: and of the divergence on unrelated text.
-    outer: What the target is asked with: the 'rephrase', or the 'same' prompt.
+    outer: What the target is asked with: the 'rephrase', the 'same' prompt as
+      the edit's, or 'both', whose mean is taken.
     batch: Facts that one example writes at once.
     accumulate: Examples per step of Adam.
     clip: Largest norm of a gradient.
@@ -62,7 +63,7 @@ class MendConfig:
 
   def __post_init__(self):
     one_of('method.step_sign', self.step_sign, ('minus', 'plus'))
-    one_of('method.outer', self.outer, ('rephrase', 'same'))
+    one_of('method.outer', self.outer, ('rephrase', 'same', 'both'))
     for name in ('rank', 'batch', 'accumulate', 'max_iters', 'val_interval'):
       at_least(f'method.{name}', getattr(self, name), 1)
     at_least('method.n_hidden', self.n_hidden, 0)

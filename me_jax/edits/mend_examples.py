@@ -29,12 +29,12 @@ class Example(NamedTuple):
 
   Attributes:
     edit: What the gradient is taken of.
-    outer: What the edited model should say the target after.
+    rephrase: The target after another wording.
     local: An unrelated text with its answer.
   """
 
   edit: Text
-  outer: Text
+  rephrase: Text
   local: Text
 
 
@@ -64,9 +64,9 @@ class Group(NamedTuple):
     edit_x: [N, S, D], what enters the first edited layer there.
     lengths: int32 [E * K], of the texts that are asked.
     x: [E * K, S, D], what enters the first edited layer.
-    outer: Where their targets are,
-    local: and the answers of the unrelated ones,
-    own: and the targets of the edits' own prompts, if these are asked.
+    own: Where the targets after the edits' own prompts are, if these are asked,
+    rephrase: and after other wordings, if these are asked,
+    local: and the answers of unrelated texts.
     local_final: [P, D], the unedited model's last state at `local`.
   """
 
@@ -74,9 +74,9 @@ class Group(NamedTuple):
   edit_x: np.ndarray
   lengths: np.ndarray
   x: np.ndarray
-  outer: Reads
-  local: Reads
   own: Reads | None
+  rephrase: Reads | None
+  local: Reads
   local_final: np.ndarray
 
 
@@ -84,7 +84,6 @@ def make_examples(
   tokenizer: Tokenizer,
   facts: Sequence[EditRequest],
   *,
-  outer: str,
   max_length: int,
 ) -> list[Example]:
   """The examples of `facts`, less those with a text that is too long.
@@ -92,7 +91,6 @@ def make_examples(
   Args:
     tokenizer: The model's tokenizer.
     facts: Each with other wordings and unrelated prompts.
-    outer: 'rephrase' or 'same', see `config.MendConfig`.
     max_length: Tokens of a text, at most.
 
   Raises:
@@ -100,11 +98,11 @@ def make_examples(
   """
   examples = []
   for fact in facts:
-    asked = fact.rephrase_prompts[0] if outer == 'rephrase' else fact.text
+    rephrase = fact.rephrase_prompts[0]
     unrelated = fact.locality_prompts[0]
     example = Example(
       target_texts.text(tokenizer, fact.text, fact.target_new),
-      target_texts.text(tokenizer, asked, fact.target_new),
+      target_texts.text(tokenizer, rephrase, fact.target_new),
       target_texts.text(tokenizer, unrelated.prompt, unrelated.answer),
     )
     if max(len(text.ids) for text in example) <= max_length:
@@ -170,45 +168,46 @@ class Preparer:
     return prepared
 
 
-def group(
-  prepared: Sequence[Prepared], *, batch: int, own: bool = False
-) -> Group:
+def group(prepared: Sequence[Prepared], *, batch: int, outer: str) -> Group:
   """The arrays of a step.
 
   Args:
     prepared: A whole number of examples of `batch` facts each.
     batch: Facts that one edit writes.
-    own: Whether the edits' own prompts are asked, too.
+    outer: What the targets are asked with, see `config.MendConfig`.
   """
   texts: list[Text] = []
   entering: list[np.ndarray] = []
-  rows: dict[int, list[int]] = {0: [], 1: [], 2: []}
+  kinds = {'rephrase': (1, 2), 'same': (0, 2), 'both': (0, 1, 2)}[outer]
+  rows: dict[int, list[int]] = {kind: [] for kind in kinds}
   for first in range(0, len(prepared), batch):
-    for kind in (1, 2, 0) if own else (1, 2):
+    for kind in kinds:
       for fact in prepared[first : first + batch]:
         rows[kind].append(len(texts))
         texts.append(fact.example[kind])
         entering.append(fact.entering[kind])
-  reads = lambda kind: target_texts.reads(
-    {i: texts[i] for i in rows[kind]}, _READS_STEP
-  )
+  reads = {
+    kind: target_texts.reads({i: texts[i] for i in rows[kind]}, _READS_STEP)
+    for kind in kinds
+  }
   edit = target_texts.stack(
     [p.example.edit for p in prepared],
     width_step=_WIDTH_STEP,
     reads_step=_READS_STEP,
   )
   width = target_texts.bucket(max(map(len, entering)), _WIDTH_STEP)
-  local = reads(2)
   finals = np.concatenate([p.local_final for p in prepared])
   return Group(
     edit=edit,
     edit_x=_padded([p.entering[0] for p in prepared], edit.ids.shape[1]),
     lengths=np.array([len(t.ids) for t in texts], np.int32),
     x=_padded(entering, width),
-    outer=reads(1),
-    local=local,
-    own=reads(0) if own else None,
-    local_final=np.pad(finals, ((0, local.targets.size - len(finals)), (0, 0))),
+    own=reads.get(0),
+    rephrase=reads.get(1),
+    local=reads[2],
+    local_final=np.pad(
+      finals, ((0, reads[2].targets.size - len(finals)), (0, 0))
+    ),
   )
 
 

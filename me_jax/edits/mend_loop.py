@@ -140,7 +140,9 @@ class _Loop:
     job, config = self._job, self._job.config
     indices = mend_training.facts_of_step(len(job.training), config, iteration)
     group = mend_examples.group(
-      [self._prepare(job.training[i]) for i in indices], batch=config.batch
+      [self._prepare(job.training[i]) for i in indices],
+      batch=config.batch,
+      outer=config.outer,
     )
     state, scores = self._update(job.model.params, state, group)
     scores = {name: float(v) for name, v in jax.device_get(scores).items()}

@@ -147,10 +147,10 @@ def edited_scores(
     per_fact: One value for each fact instead of means.
 
   Returns:
-    `loss`, its parts `nll` and `kl` (unweighted), `generalization` (share of
-    target tokens that are the arg-max after the text that the loss asks),
-    `locality` (share of answer tokens whose arg-max stays), and, where they
-    are asked, `reliability` after the edits' own prompts.
+    `loss`, its parts `nll` and `kl` (unweighted), `locality` (share of answer
+    tokens whose arg-max stays), and as far as they are asked `reliability` and
+    `generalization` (share of target tokens that are the arg-max, after the
+    edits' own prompts and after other wordings).
   """
   changes = mend_network.changes(params, used, raw, config.step_sign)
   examples = group.edit.lengths.shape[0] // config.batch
@@ -166,8 +166,6 @@ def edited_scores(
   read = functools.partial(mend_factors.read_logits, model, base, final)
   mean = functools.partial(_by_fact, group, config.batch, per_fact)
 
-  said = read(group.outer)
-  nll = mend_factors.nll(said, group.outer.targets)
   local = read(group.local)
   unedited = llama.logits(model, base, group.local_final)
   before, now = jax.nn.log_softmax(unedited), jax.nn.log_softmax(local)
@@ -176,14 +174,24 @@ def edited_scores(
     jnp.float32
   )
   scores = {
-    'nll': mean(group.outer, nll),
     'kl': mean(group.local, kl),
-    'generalization': mean(group.outer, right(said, group.outer.targets)),
     'locality': mean(group.local, right(local, unedited.argmax(axis=-1))),
   }
-  if group.own is not None:
-    own = right(read(group.own), group.own.targets)
-    scores['reliability'] = mean(group.own, own)
+  nlls = {}
+  for outer, reads, name in (
+    ('same', group.own, 'reliability'),
+    ('rephrase', group.rephrase, 'generalization'),
+  ):
+    if reads is not None:
+      said = read(reads)
+      scores[name] = mean(reads, right(said, reads.targets))
+      nlls[outer] = mean(reads, mend_factors.nll(said, reads.targets))
+  # Validation asks both, whatever the loss is of.
+  scores['nll'] = (
+    (nlls['same'] + nlls['rephrase']) / 2
+    if config.outer == 'both'
+    else nlls[config.outer]
+  )
   scores['loss'] = config.c_edit * scores['nll'] + config.c_loc * scores['kl']
   return scores
 
@@ -207,7 +215,7 @@ def validation_groups(
   size = min(config.accumulate * config.batch, facts)
   filled = [*prepared[:facts], *prepared[:size]]
   return [
-    mend_examples.group(filled[i : i + size], batch=config.batch, own=True)
+    mend_examples.group(filled[i : i + size], batch=config.batch, outer='both')
     for i in range(0, facts, size)
   ]
 

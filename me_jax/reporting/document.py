@@ -1,0 +1,126 @@
+"""A document whose tables, figures and numbers come from measured runs.
+
+Its template is Markdown with Jinja's marks:
+
+    {{ table('table2', ['rome', 'grace']) }}
+    After 100 edits {{ value('rome', 'edit', 'sequential_reliability', 100) }} %
+    are left. {{ figure('triangle_1', ['rome']) }}
+
+Runs go by the names of their workdirs. Whatever was not measured is an error,
+so that no number in a document is older than its runs.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jinja2
+
+from me_jax import files
+from me_jax.reporting import (
+  draw,
+  significance,
+  table,
+  table_forms,
+  tables,
+  write,
+)
+from me_jax.reporting.measured_run import MeasuredRun
+from me_jax.reporting.study import Study, study
+
+
+def make(
+  template: files.PathLike,
+  output: files.PathLike,
+  runs: Mapping[str, MeasuredRun],
+) -> list[pathlib.Path]:
+  """Writes the document and its figures; returns the files.
+
+  Args:
+    template: Its text.
+    output: The document. Figures go to a directory beside it, which has its
+      name without the ending.
+    runs: By the names that the template calls them.
+
+  Raises:
+    ValueError: The template is malformed, or asks for what was not measured.
+    OSError: Something cannot be read or written.
+  """
+  output = pathlib.Path(output)
+  made = _Document(runs, output.stem)
+  environment = jinja2.Environment(
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  source = pathlib.Path(template).read_text(encoding='utf-8')
+  try:
+    text = environment.from_string(source).render(
+      table=made.table, value=made.value, figure=made.figure
+    )
+  except jinja2.TemplateError as e:
+    at = f', line {line}' if (line := getattr(e, 'lineno', None)) else ''
+    raise ValueError(f'{template}{at}: {e}') from e
+  pictures = {output.parent / name: png for name, png in made.pictures.items()}
+  for path, png in pictures.items():
+    files.write_atomic(path, png)
+  files.write_atomic(output, text)
+  return [output, *pictures]
+
+
+class _Document:
+  """What a template may ask for.
+
+  Attributes:
+    pictures: PNG, by path from the document.
+  """
+
+  def __init__(self, runs: Mapping[str, MeasuredRun], directory: str):
+    self.pictures: dict[str, bytes] = {}
+    self._runs, self._directory = runs, directory
+
+  def table(self, name: str, runs: Sequence[str]) -> str:
+    """A table of a report of these runs, as Markdown."""
+    of = self._study(runs)
+    found = tables.tables(of, significance.changes(of))
+    return table_forms.markdown(_named(name, found, 'table', runs)).strip()
+
+  def figure(self, name: str, runs: Sequence[str]) -> str:
+    """A figure of a report of these runs."""
+    found = _named(name, write.figures(self._study(runs)), 'figure', runs)
+    path = f'{self._directory}/{name}_{len(self.pictures) + 1}.png'
+    self.pictures[path] = draw.save(draw.draw(found), 'png')
+    return f'![{found.title}]({path})'
+
+  def value(
+    self, run: str, task: str, metric: str, num_edits: int, digits: int = 1
+  ) -> str:
+    """One number of a run's results."""
+    row = self._run(run).row(task, metric, num_edits)
+    if row is None:
+      raise ValueError(
+        f'{run}: {metric} of {task} was not measured after {num_edits} edits; '
+        f'its results are in {self._run(run).path}.'
+      )
+    return table.number(row.value, digits)
+
+  def _run(self, name: str) -> MeasuredRun:
+    if name not in self._runs:
+      raise ValueError(
+        f'No run is called {name!r}; there are '
+        f'{", ".join(self._runs) or "none"}.'
+      )
+    return self._runs[name]
+
+  def _study(self, names: Sequence[str]) -> Study:
+    return study([self._run(name) for name in names])
+
+
+def _named(name, found, kind, runs):
+  by_name = {thing.name: thing for thing in found}
+  if name not in by_name:
+    raise ValueError(
+      f'{", ".join(runs)} do not fill {kind} {name}; they fill '
+      f'{", ".join(by_name) or "none"}.'
+    )
+  return by_name[name]
