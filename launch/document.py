@@ -9,7 +9,6 @@ The template is Markdown; what it may ask for stands in
 that the template calls them.
 """
 
-import pathlib
 import sys
 
 from absl import app, flags
@@ -40,16 +39,9 @@ def main(argv: list[str]) -> None:
 def run() -> None:
   """Everything between the flags and the document."""
   # Here, for it needs what is an extra.
-  from me_jax.reporting import document, measured_run
+  from me_jax.reporting import document
 
-  root = pathlib.Path(_ROOT.value)
-  if not root.is_dir():
-    raise FileNotFoundError(f'--root={root} is not a directory.')
-  runs = {
-    path.parent.name: measured_run.read_run(path.parent)
-    for path in sorted(root.glob('*/results.jsonl'))
-  }
-  for path in document.make(_TEMPLATE.value, _OUTPUT.value, runs):
+  for path in document.make(_TEMPLATE.value, _OUTPUT.value, _ROOT.value):
     print(path)
 
 

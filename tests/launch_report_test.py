@@ -58,4 +58,4 @@ def test_it_fills_a_document_or_says_why_not(tmp_path):
   assert out.read_text() == f'{row.value:.1f}'
   _, errors = wrong.communicate()
   assert wrong.returncode == 1
-  assert errors == "Error: No run is called 'rome'; there are none.\n"
+  assert errors == f'Error: {run / "rome"} is not a directory.\n'

@@ -4,34 +4,36 @@ Its template is Markdown with Jinja's marks:
 
     {{ table('table2', ['rome', 'grace']) }}
     After 100 edits {{ value('rome', 'edit', 'sequential_reliability', 100) }} %
-    are left. {{ figure('triangle_1', ['rome']) }}
+    are left. {{ figure('facts', ['rome']) }}
+    {{ training('training_scores', 'mend_training') }}
 
-Runs go by the names of their workdirs. Whatever was not measured is an error,
-so that no number in a document is older than its runs.
+Runs, and trainings of MEND, go by the names of their workdirs. Whatever was not
+measured is an error, so that no number in a document is older than its runs.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jinja2
 
 from me_jax import files
 from me_jax.reporting import (
   draw,
+  measured_run,
   significance,
   table,
   table_forms,
   tables,
+  training_figures,
   write,
 )
+from me_jax.reporting.figure import Figure
 from me_jax.reporting.measured_run import MeasuredRun
 from me_jax.reporting.study import Study, study
 
 
 def make(
-  template: files.PathLike,
-  output: files.PathLike,
-  runs: Mapping[str, MeasuredRun],
+  template: files.PathLike, output: files.PathLike, root: files.PathLike
 ) -> list[pathlib.Path]:
   """Writes the document and its figures; returns the files.
 
@@ -39,14 +41,17 @@ def make(
     template: Its text.
     output: The document. Figures go to a directory beside it, which has its
       name without the ending.
-    runs: By the names that the template calls them.
+    root: Directory of the workdirs.
 
   Raises:
+    FileNotFoundError: There is no such directory.
     ValueError: The template is malformed, or asks for what was not measured.
     OSError: Something cannot be read or written.
   """
-  output = pathlib.Path(output)
-  made = _Document(runs, output.stem)
+  output, root = pathlib.Path(output), pathlib.Path(root)
+  if not root.is_dir():
+    raise FileNotFoundError(f'{root} is not a directory.')
+  made = _Document(root, output.stem)
   environment = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -56,7 +61,10 @@ def make(
   source = pathlib.Path(template).read_text(encoding='utf-8')
   try:
     text = environment.from_string(source).render(
-      table=made.table, value=made.value, figure=made.figure
+      table=made.table,
+      value=made.value,
+      figure=made.figure,
+      training=made.training,
     )
   except jinja2.TemplateError as e:
     at = f', line {line}' if (line := getattr(e, 'lineno', None)) else ''
@@ -75,9 +83,10 @@ class _Document:
     pictures: PNG, by path from the document.
   """
 
-  def __init__(self, runs: Mapping[str, MeasuredRun], directory: str):
+  def __init__(self, root: pathlib.Path, directory: str):
     self.pictures: dict[str, bytes] = {}
-    self._runs, self._directory = runs, directory
+    self._root, self._directory = root, directory
+    self._runs: dict[str, MeasuredRun] = {}
 
   def table(self, name: str, runs: Sequence[str]) -> str:
     """A table of a report of these runs, as Markdown."""
@@ -87,10 +96,13 @@ class _Document:
 
   def figure(self, name: str, runs: Sequence[str]) -> str:
     """A figure of a report of these runs."""
-    found = _named(name, write.figures(self._study(runs)), 'figure', runs)
-    path = f'{self._directory}/{name}_{len(self.pictures) + 1}.png'
-    self.pictures[path] = draw.save(draw.draw(found), 'png')
-    return f'![{found.title}]({path})'
+    found = write.figures(self._study(runs))
+    return self._picture(_named(name, found, 'figure', runs))
+
+  def training(self, name: str, workdir: str) -> str:
+    """A figure of a training."""
+    found = training_figures.figures(self._root / workdir)
+    return self._picture(_named(name, found, 'figure', [workdir]))
 
   def value(
     self, run: str, task: str, metric: str, num_edits: int, digits: int = 1
@@ -106,14 +118,16 @@ class _Document:
 
   def _run(self, name: str) -> MeasuredRun:
     if name not in self._runs:
-      raise ValueError(
-        f'No run is called {name!r}; there are '
-        f'{", ".join(self._runs) or "none"}.'
-      )
+      self._runs[name] = measured_run.read_run(self._root / name)
     return self._runs[name]
 
   def _study(self, names: Sequence[str]) -> Study:
     return study([self._run(name) for name in names])
+
+  def _picture(self, figure: Figure) -> str:
+    path = f'{self._directory}/{len(self.pictures) + 1}_{figure.name}.png'
+    self.pictures[path] = draw.save(draw.draw(figure), 'png')
+    return f'![{figure.title}]({path})\n\n{figure.caption}'
 
 
 def _named(name, found, kind, runs):

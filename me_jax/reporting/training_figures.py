@@ -1,0 +1,85 @@
+"""Figures of a training of MEND's networks."""
+
+import pathlib
+from collections.abc import Sequence
+
+from me_jax import files
+from me_jax.edits import mend_loop
+from me_jax.evals.task import Record
+from me_jax.reporting.figure import Chart, Curve
+
+_SCORES = {
+  'reliability': 'own prompts',
+  'generalization': 'other wordings',
+  'locality': 'unrelated texts, as unedited',
+}
+_LOSSES = {
+  'loss': 'whole loss',
+  'nll': 'negative log-likelihood of the target, nats',
+  'kl': 'divergence on unrelated texts, nats',
+}
+
+
+def figures(workdir: pathlib.Path) -> list[Chart]:
+  """Scores and losses over the course of the training in a workdir.
+
+  Raises:
+    ValueError: There is no validation yet, or the curve is damaged.
+  """
+  path = workdir / mend_loop.CURVE
+  records = files.read_jsonl(path)
+  if not any(r['part'] == 'validation' for r in records):
+    raise ValueError(f'{path} has no validation.')
+  caption = (
+    'At each validation: means over its facts, and over the examples trained '
+    'on since the one before.'
+  )
+  return [
+    Chart(
+      name='training_scores',
+      title='Single edits during the training of MEND',
+      caption=caption,
+      x_label='examples',
+      y_label='tokens said right, per cent',
+      curves=_curves(records, _SCORES, 100.0),
+      y_low=0.0,
+      y_high=100.0,
+    ),
+    Chart(
+      name='training_loss',
+      title='Loss during the training of MEND',
+      caption=caption,
+      x_label='examples',
+      y_label='loss, log scale',
+      curves=_curves(records, _LOSSES, 1.0),
+      y_scale='log',
+    ),
+  ]
+
+
+def _curves(
+  records: Sequence[Record], panels: dict[str, str], scale: float
+) -> list[Curve]:
+  ends = [r['iteration'] for r in records if r['part'] == 'validation']
+  curves = []
+  for name, panel in panels.items():
+    for part, label in (('validation', 'validation'), ('train', 'training')):
+      points = {}
+      for before, end in zip([0, *ends], ends, strict=False):
+        values = [
+          scale * r[name]
+          for r in records
+          if r['part'] == part and before < r['iteration'] <= end and name in r
+        ]
+        if values:
+          points[end] = sum(values) / len(values)
+      if points:
+        curves.append(
+          Curve(
+            panel=panel,
+            label=label,
+            x=list(points),
+            y=list(points.values()),
+          )
+        )
+  return curves
