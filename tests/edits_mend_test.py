@@ -416,6 +416,42 @@ def test_low_rank_loss_equals_that_of_formed_weights(
       np.testing.assert_allclose(found[name][e], value, rtol=1e-3, atol=1e-6)
 
 
+def test_a_step_is_of_what_outer_says(tiny, prepared, state):
+  """And its scores are the means of those of its facts."""
+  config = dataclasses.replace(CONFIG, outer='both')
+  group = _group(prepared[:3], batch=1, outer='both')
+  raw = _group_factors(config, tiny, group)
+  _, used = _running(state.statistics, raw)
+  facts = mend_training.edited_scores(
+    *(config, tiny.config, tiny.params, state.params, used, raw, group),
+    per_fact=True,
+  )
+  start = jax.tree.map(jnp.copy, state)  # which the step uses up
+  _, scores = mend_training.make_update(config, tiny.config)(
+    tiny.params, start, group
+  )
+  assert {'reliability', 'generalization'} < set(facts) < set(scores)
+  for name, values in facts.items():
+    np.testing.assert_allclose(
+      scores[name], values.mean(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_step_sizes_fall_to_zero():
+  """Adam's step has the size of its rate where the gradient stays the same."""
+  config = dataclasses.replace(CONFIG, lr_schedule='cosine', alpha_lr=5e-4)
+  tx = mend_training.optimizer(config)
+  params = {'networks': jnp.zeros(()), 'edit_lrs': jnp.zeros(())}
+  state, sizes = tx.init(params), []
+  for _ in range(config.max_iters // config.accumulate + 1):
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state)
+    sizes.append([-float(updates[name]) for name in params])
+  expected = [(1 + np.cos(np.pi * i / 10)) / 2 for i in range(11)]
+  np.testing.assert_allclose(
+    sizes, np.outer(expected, [1e-3, 5e-4]), rtol=1e-4, atol=1e-9
+  )
+
+
 def test_batched_examples_join_their_token_rows(tiny, prepared):
   """Two facts in one edit: its change is for both, and so are the rows."""
   config = dataclasses.replace(CONFIG, batch=2, accumulate=2)
@@ -604,6 +640,7 @@ def test_warns_of_a_large_change_only(tiny, trained):
   'changes, message',
   [
     ({'step_sign': 'up'}, 'step_sign must be one of minus, plus'),
+    ({'lr_schedule': 'linear'}, 'lr_schedule must be one of constant, cosine'),
     ({'outer': 'other'}, 'outer must be one of rephrase, same, both'),
     ({'layers': ()}, 'one layer or more'),
     ({'layers': (3, 2)}, 'from the lowest up'),

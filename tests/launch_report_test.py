@@ -46,7 +46,10 @@ def test_it_writes_a_report_or_says_why_not(tmp_path):
 
 
 def test_it_fills_a_document_or_says_why_not(tmp_path):
-  run = make(tmp_path / 'runs' / 'rome', Made(method=rome(), edits=(0, 1)))
+  run = make(
+    tmp_path / 'runs' / 'rome',
+    Made(method=rome(), edits=(0, 1), num_edits=1),
+  )
   template, out = tmp_path / 'template.md', tmp_path / 'out.md'
   template.write_text("{{ value('rome', 'edit', 'unedited_reliability', 1) }}")
   flags = (f'--template={template}', f'--output={out}')

@@ -12,7 +12,9 @@ from me_jax.reporting.measured_run import read_run
 def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('runs')
   for name, layer in (('shallow', 5), ('deep', 25)):
-    make(root / name, Made(method=rome(layer=layer), edits=(0, 1, 4)))
+    make(
+      root / name, Made(method=rome(layer=layer), edits=(0, 1, 4), num_edits=4)
+    )
   return root
 
 
@@ -39,7 +41,7 @@ def test_a_figure_lies_beside_the_document(tmp_path, root):
   paths = _fill(tmp_path, root, "{{ figure('facts', ['shallow']) }}")
   text = paths[0].read_text()
   assert paths[1].read_bytes().startswith(b'\x89PNG')
-  assert f']({paths[1].relative_to(paths[0].parent)})\n\nTarget tok' in text
+  assert f'](<{paths[1].relative_to(paths[0].parent)}>)\n\nTarget tok' in text
 
 
 def test_the_course_of_a_training(tmp_path):
@@ -67,11 +69,13 @@ def test_the_course_of_a_training(tmp_path):
   found = {
     (c.panel, c.label): dict(zip(c.x, c.y, strict=True)) for c in chart.curves
   }
-  assert found['own prompts', 'validation'] == {2: 50.0, 4: 50.0}
-  assert found['own prompts', 'training'] == pytest.approx({2: 15.0, 4: 35.0})
-  assert ('other wordings', 'training') not in found
+  assert found['right, own prompts', 'validation'] == {2: 50.0, 4: 50.0}
+  assert found['right, own prompts', 'training'] == pytest.approx(
+    {2: 15.0, 4: 35.0}
+  )
+  assert ('right, other wordings', 'training') not in found
   (tmp_path / 'mend' / 'curve.jsonl').unlink()
-  with pytest.raises(ValueError, match='curve.jsonl has no validation'):
+  with pytest.raises(FileNotFoundError, match='curve.jsonl is not there'):
     _fill(tmp_path, tmp_path, "{{ training('training_loss', 'mend') }}")
 
 
@@ -85,6 +89,8 @@ def test_the_course_of_a_training(tmp_path):
     ),
     ("{{ figure('none', ['deep']) }}", 'not fill figure none; they fill'),
     ('{{ runs }}', "'runs' is undefined"),
+    ("{{ figure('facts', 'deep') }}", r"list, as \['deep'\], not 'deep'"),
+    ("{{ value('deep', 'mmlu') }}", 'template.md: .*missing'),
     ('a\n{{ value( }}', 'template.md, line 2'),
   ],
 )
@@ -97,3 +103,18 @@ def test_what_was_not_measured_is_an_error(tmp_path, root, text, error):
 def test_a_run_that_is_not_there(tmp_path, root):
   with pytest.raises(FileNotFoundError, match='none is not a directory'):
     _fill(tmp_path, root, "{{ value('none', 'mmlu', 'score', 4) }}")
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+  make(tmp_path / 'half', Made(method=rome(), edits=(0, 1, 4)))
+  with pytest.raises(ValueError, match='half has 4 of 10 edits'):
+    _fill(tmp_path, tmp_path, "{{ table('table2', ['half']) }}")
+
+
+def test_a_document_does_not_replace_its_template(tmp_path, root):
+  template = tmp_path / 'a.md'
+  template.write_text('text')
+  for output in (template, tmp_path / 'b'):
+    with pytest.raises(ValueError, match='another Markdown file'):
+      document.make(template, output, root)
+  assert template.read_text() == 'text'

@@ -26,6 +26,8 @@ class MendConfig:
     max_length: Tokens; training leaves out examples with a longer text.
     lr: Adam's step size for the networks,
     alpha_lr: and for the step sizes of edits.
+    lr_schedule: 'constant', or 'cosine', half a wave from these to 0 at
+      `max_iters`.
     c_edit: Weight of the negative log-likelihood of the target,
     c_loc: and of the divergence on unrelated text.
     outer: What the target is asked with: the 'rephrase', the 'same' prompt as
@@ -50,6 +52,7 @@ class MendConfig:
   max_length: int = 40
   lr: float = 1e-6
   alpha_lr: float = 1e-4
+  lr_schedule: str = 'constant'
   c_edit: float = 0.1
   c_loc: float = 1.0
   outer: str = 'rephrase'
@@ -63,6 +66,7 @@ class MendConfig:
 
   def __post_init__(self):
     one_of('method.step_sign', self.step_sign, ('minus', 'plus'))
+    one_of('method.lr_schedule', self.lr_schedule, ('constant', 'cosine'))
     one_of('method.outer', self.outer, ('rephrase', 'same', 'both'))
     for name in ('rank', 'batch', 'accumulate', 'max_iters', 'val_interval'):
       at_least(f'method.{name}', getattr(self, name), 1)

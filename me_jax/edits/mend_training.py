@@ -3,7 +3,10 @@
 Mitchell et al., *Fast Model Editing at Scale* (2022), section 3.3. For each
 example, with θ̃ the model after the edit that the networks make of its gradient,
 
-    L = c_edit NLL(target | other wording; θ̃) + c_loc KL(θ ‖ θ̃; unrelated text)
+    L = c_edit NLL(target | prompt; θ̃) + c_loc KL(θ ‖ θ̃; unrelated text)
+
+The prompt is the edit's in other words, as the authors have it, or the edit's
+own, or both (`MendConfig.outer`).
 
 The factors of the gradient do not depend on the networks, so no second
 derivative is needed, and θ̃ enters as low-rank terms of the layers from the
@@ -49,12 +52,19 @@ Validate = Callable[[Params, TrainState, Group], Scores]
 
 def optimizer(config: MendConfig) -> optax.GradientTransformation:
   """Adam after clipping, with a step size of its own for those of edits."""
+  steps = config.max_iters // config.accumulate
+
+  def adam(lr: float) -> optax.GradientTransformation:
+    if config.lr_schedule == 'cosine':
+      return optax.adam(optax.cosine_decay_schedule(lr, steps))
+    return optax.adam(lr)
+
   return optax.chain(
     optax.clip_by_global_norm(config.clip),
     optax.partition(
       {
-        'networks': optax.adam(config.lr),
-        'edit_lrs': optax.adam(config.alpha_lr),
+        'networks': adam(config.lr),
+        'edit_lrs': adam(config.alpha_lr),
       },
       {'networks': 'networks', 'edit_lrs': 'edit_lrs'},
     ),

@@ -7,8 +7,8 @@ Its template is Markdown with Jinja's marks:
     are left. {{ figure('facts', ['rome']) }}
     {{ training('training_scores', 'mend_training') }}
 
-Runs, and trainings of MEND, go by the names of their workdirs. Whatever was not
-measured is an error, so that no number in a document is older than its runs.
+Runs, and trainings of MEND, go by the names of their workdirs. A number that
+was not measured is an error, and so is a run that is not finished.
 """
 
 import pathlib
@@ -45,12 +45,23 @@ def make(
 
   Raises:
     FileNotFoundError: There is no such directory.
-    ValueError: The template is malformed, or asks for what was not measured.
+    ValueError: The template is malformed, or asks for what was not measured,
+      or the document would replace it.
     OSError: Something cannot be read or written.
   """
   output, root = pathlib.Path(output), pathlib.Path(root)
   if not root.is_dir():
-    raise FileNotFoundError(f'{root} is not a directory.')
+    raise FileNotFoundError(
+      f'{root} is not a directory. Name the one that holds the workdirs.'
+    )
+  if (
+    output.suffix != '.md'
+    or output.resolve() == pathlib.Path(template).resolve()
+  ):
+    raise ValueError(
+      f'The document is to be another Markdown file than {template}, named '
+      f'*.md; got {output}.'
+    )
   made = _Document(root, output.stem)
   environment = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
@@ -66,7 +77,8 @@ def make(
       figure=made.figure,
       training=made.training,
     )
-  except jinja2.TemplateError as e:
+  # TypeError: an argument too many or too few.
+  except (jinja2.TemplateError, TypeError) as e:
     at = f', line {line}' if (line := getattr(e, 'lineno', None)) else ''
     raise ValueError(f'{template}{at}: {e}') from e
   pictures = {output.parent / name: png for name, png in made.pictures.items()}
@@ -118,16 +130,27 @@ class _Document:
 
   def _run(self, name: str) -> MeasuredRun:
     if name not in self._runs:
-      self._runs[name] = measured_run.read_run(self._root / name)
+      run = measured_run.read_run(self._root / name)
+      if not run.is_finished:
+        raise ValueError(
+          f'{run.path} has {run.edits_made} of {run.num_edits} edits, or was '
+          'not measured after the last. The command of the run goes on with it.'
+        )
+      self._runs[name] = run
     return self._runs[name]
 
   def _study(self, names: Sequence[str]) -> Study:
+    if isinstance(names, str):
+      raise ValueError(f'Runs are a list, as [{names!r}], not {names!r}.')
     return study([self._run(name) for name in names])
 
   def _picture(self, figure: Figure) -> str:
-    path = f'{self._directory}/{len(self.pictures) + 1}_{figure.name}.png'
+    path = f'{self._directory}/{figure.name}_{len(self.pictures) + 1}.png'
     self.pictures[path] = draw.save(draw.draw(figure), 'png')
-    return f'![{figure.title}]({path})\n\n{figure.caption}'
+    title, caption = map(
+      table_forms.markdown_text, (figure.title, figure.caption)
+    )
+    return f'![{title}](<{path}>)\n\n{caption}'
 
 
 def _named(name, found, kind, runs):

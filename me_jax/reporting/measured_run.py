@@ -164,12 +164,12 @@ def read_run(path: files.PathLike) -> MeasuredRun:
     identity=identity,
     notes=json.loads(place.config.read_text()).get('notes') or {},
     rows=results.read_rows(place.results),
-    triangle=_checked(
+    triangle=checked(
       files.read_jsonl(place.triangle),
       ('edit_step', 'fact', 'scores'),
       place.triangle,
     ),
-    records=_checked(
+    records=checked(
       checkpoints.read_records(place.checkpoints),
       ('edit_step', 'requests'),
       place.checkpoints,
@@ -177,7 +177,7 @@ def read_run(path: files.PathLike) -> MeasuredRun:
   )
 
 
-def _checked(
+def checked(
   records: list[Record], fields: Sequence[str], path: pathlib.Path
 ) -> list[Record]:
   """The records, which have these fields."""

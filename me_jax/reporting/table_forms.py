@@ -19,22 +19,22 @@ def markdown(table: Table) -> str:
 
   def text(c: Cell | str | None, shares_n: bool) -> str:
     if not isinstance(c, Cell):
-      return _markdown_text(c or '')
+      return markdown_text(c or '')
     more = '; '.join(details(c, shares_n))
     return f'{value_text(c)} ({more})' if more else value_text(c)
 
   names = [*table.heads, *headings(table)]
   rule = ['---'] * len(table.heads) + ['--:'] * len(table.columns)
-  lines = [[_markdown_text(name) for name in names], rule]
+  lines = [[markdown_text(name) for name in names], rule]
   for line in table.lines:
     cells = [text(c, s) for c, s in zip(line.cells, shares, strict=True)]
-    lines.append([*map(_markdown_text, line.heads), *cells])
+    lines.append([*map(markdown_text, line.heads), *cells])
   body = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-  notes = ''.join(f'\n{_markdown_text(note)}\n' for note in table.notes)
-  return f'### {_markdown_text(table.title)}\n\n{body}\n{notes}'
+  notes = ''.join(f'\n{markdown_text(note)}\n' for note in table.notes)
+  return f'### {markdown_text(table.title)}\n\n{body}\n{notes}'
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
   """One line in which nothing is markup."""
   escaped = re.sub(r'([\\`*_\[\]<>|#])', r'\\\1', text)
   return ' '.join(escaped.split())

@@ -7,11 +7,12 @@ from me_jax import files
 from me_jax.edits import mend_loop
 from me_jax.evals.task import Record
 from me_jax.reporting.figure import Chart, Curve
+from me_jax.reporting.measured_run import checked
 
 _SCORES = {
-  'reliability': 'own prompts',
-  'generalization': 'other wordings',
-  'locality': 'unrelated texts, as unedited',
+  'reliability': 'right, own prompts',
+  'generalization': 'right, other wordings',
+  'locality': 'as unedited, unrelated texts',
 }
 _LOSSES = {
   'loss': 'whole loss',
@@ -24,12 +25,18 @@ def figures(workdir: pathlib.Path) -> list[Chart]:
   """Scores and losses over the course of the training in a workdir.
 
   Raises:
-    ValueError: There is no validation yet, or the curve is damaged.
+    FileNotFoundError: There is no curve.
+    ValueError: It is damaged.
   """
   path = workdir / mend_loop.CURVE
-  records = files.read_jsonl(path)
-  if not any(r['part'] == 'validation' for r in records):
-    raise ValueError(f'{path} has no validation.')
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path} is not there. Expected the workdir of a launch.train_mend that '
+      'has made a validation.'
+    )
+  records = checked(
+    files.read_jsonl(path), ('part', 'iteration', *_LOSSES), path
+  )
   caption = (
     'At each validation: means over its facts, and over the examples trained '
     'on since the one before.'
@@ -40,7 +47,7 @@ def figures(workdir: pathlib.Path) -> list[Chart]:
       title='Single edits during the training of MEND',
       caption=caption,
       x_label='examples',
-      y_label='tokens said right, per cent',
+      y_label='tokens, %',
       curves=_curves(records, _SCORES, 100.0),
       y_low=0.0,
       y_high=100.0,
