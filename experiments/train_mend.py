@@ -5,7 +5,7 @@ r"""Training of MEND's networks for one model.
       --workdir=runs/train_mend --data_root=data
 
 The published values, for a training of days on an accelerator; for a small
-model values with which an hour or two on a processor gets somewhere. There the
+model values with which half an hour of one core gets somewhere. There the
 loss is also of the edit's own prompt: with other wordings alone, validation had
 84 % of the target's tokens right after these and 74 % after the own prompt. The
 step size falls: held, the scores of one validation were up to 17 points from
@@ -32,7 +32,6 @@ def get_config(arg: str | None = None) -> config.MendTrainingConfig:
       outer='both',
       max_iters=12_000,
       val_interval=1_000,
-      patience=12_000,
     )
   return config.MendTrainingConfig(
     model=config.ModelSource(name=chosen['model']),

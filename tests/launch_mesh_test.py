@@ -71,11 +71,10 @@ def _values(workdir, step):
   }
 
 
-def _assert_near(found, expected):
+def _assert_near(found, expected, tolerance=1e-5):
   assert found.keys() == expected.keys() and found
   for key, value in expected.items():
-    # Of edited models, what rounding makes of four steps of a search.
-    np.testing.assert_allclose(found[key], value, rtol=1e-4, err_msg=key)
+    np.testing.assert_allclose(found[key], value, rtol=tolerance, err_msg=key)
 
 
 def test_a_run_on_a_mesh_measures_the_same(finish, run, root):
@@ -83,8 +82,9 @@ def test_a_run_on_a_mesh_measures_the_same(finish, run, root):
   assert found.returncode == 0, found.stderr
   holds = 'of which each holds all of embed_tokens, lm_head\n'
   assert f'on 8 x cpu as 4x2, {holds}' in found.stdout
-  for step in (0, 2):
-    _assert_near(_values(root / 'mesh', step), _values(run, step))
+  _assert_near(_values(root / 'mesh', 0), _values(run, 0))
+  # What rounding makes of four steps of a search.
+  _assert_near(_values(root / 'mesh', 2), _values(run, 2), tolerance=1e-4)
 
 
 def test_a_run_is_evaluated_on_another_mesh(finish, run, root):

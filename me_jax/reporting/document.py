@@ -99,12 +99,15 @@ class _Document:
     self.pictures: dict[str, bytes] = {}
     self._root, self._directory = root, directory
     self._runs: dict[str, MeasuredRun] = {}
+    self._tables: dict[tuple[str, ...], list[table.Table]] = {}
 
   def table(self, name: str, runs: Sequence[str]) -> str:
     """A table of a report of these runs, as Markdown."""
-    of = self._study(runs)
-    found = tables.tables(of, significance.changes(of))
-    return table_forms.markdown(_named(name, found, 'table', runs)).strip()
+    of, key = self._study(runs), tuple(runs)
+    if key not in self._tables:  # The tests of a study take their time.
+      self._tables[key] = tables.tables(of, significance.changes(of))
+    found = _named(name, self._tables[key], 'table', runs)
+    return table_forms.markdown(found).strip()
 
   def figure(self, name: str, runs: Sequence[str]) -> str:
     """A figure of a report of these runs."""

@@ -1,5 +1,7 @@
 """Figures of a training of MEND's networks."""
 
+import functools
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -37,26 +39,24 @@ def figures(workdir: pathlib.Path) -> list[Chart]:
   records = checked(
     files.read_jsonl(path), ('part', 'iteration', *_LOSSES), path
   )
-  caption = (
-    'At each validation: means over its facts, and over the examples trained '
-    'on since the one before.'
+  chart = functools.partial(
+    Chart,
+    caption='At each validation: means over its facts, and over the examples '
+    'trained on since the one before.',
+    x_label='examples',
   )
   return [
-    Chart(
+    chart(
       name='training_scores',
       title='Single edits during the training of MEND',
-      caption=caption,
-      x_label='examples',
       y_label='tokens, %',
       curves=_curves(records, _SCORES, 100.0),
       y_low=0.0,
       y_high=100.0,
     ),
-    Chart(
+    chart(
       name='training_loss',
       title='Loss during the training of MEND',
-      caption=caption,
-      x_label='examples',
       y_label='loss, log scale',
       curves=_curves(records, _LOSSES, 1.0),
       y_scale='log',
@@ -72,7 +72,7 @@ def _curves(
   for name, panel in panels.items():
     for part, label in (('validation', 'validation'), ('train', 'training')):
       points = {}
-      for before, end in zip([0, *ends], ends, strict=False):
+      for before, end in itertools.pairwise([0, *ends]):
         values = [
           scale * r[name]
           for r in records
