@@ -18,7 +18,7 @@ import time
 
 from absl import app, flags
 
-from launch import log
+from launch import devices, log
 from me_jax.data import sources
 from me_jax.edits import (
   corpus_texts,
@@ -77,8 +77,8 @@ _SEED = flags.DEFINE_integer(
 _BATCH_TOKENS = flags.DEFINE_integer(
   'batch_tokens',
   3 * 4096,
-  'Padded tokens in one batch. Lower it if memory runs out; an unfinished '
-  'collection goes on only with the same number.',
+  'Padded tokens in one batch, of each copy of the weights. Lower it if memory '
+  'runs out; an unfinished collection goes on only with the same number.',
   lower_bound=1,
 )
 _DATA_ROOT = flags.DEFINE_string(
@@ -115,7 +115,9 @@ def main(argv: list[str]) -> None:
 
 def _collect(layers: list[int], directory: pathlib.Path) -> None:
   directory.mkdir(parents=True, exist_ok=True)
-  model = load.load_model(_MODEL.value)
+  mesh = devices.from_flag()
+  model = load.load_model(_MODEL.value, mesh=mesh)
+  print(f'Model: {model.name}, on {devices.describe(model, mesh)}', flush=True)
   dim = model.config.mlp_dim
   data = sources.DataSources(
     data_root=_path(_DATA_ROOT.value),

@@ -21,7 +21,14 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import cache, command_line, evaluation, log, versions
+from launch import (
+  cache,
+  command_line,
+  devices,
+  evaluation,
+  log,
+  versions,
+)
 from me_jax.config import MendTrainingConfig
 from me_jax.data import facts, training_facts
 from me_jax.edits import mend_examples, mend_loop
@@ -95,10 +102,11 @@ def train(config: MendTrainingConfig) -> None:
   counts = ', '.join(f'{name} {n}' for name, n in split.counts.items() if n)
   print(f'Facts: {" and ".join(config.facts)} ({counts})', flush=True)
   workdir = Workdir(_WORKDIR.value)
-  model = load.load_model(config.model.name, path=config.model.path)
+  mesh = devices.from_flag()
+  model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
-    f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    f'{devices.describe(model, mesh)}',
     flush=True,
   )
   identity = {

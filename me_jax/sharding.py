@@ -193,7 +193,12 @@ def with_sharding_of(old: jax.Array, new: jax.Array) -> jax.Array:
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """All of the arrays on each device; as they are without a mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, P())) if mesh else tree
+  return jax.device_put(tree, replicated(mesh)) if mesh else tree
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+  """Of arrays that each device has all of; None, for any, without a mesh."""
+  return NamedSharding(mesh, P()) if mesh else None
 
 
 def data_size(mesh: Mesh | None) -> int:
@@ -219,6 +224,16 @@ def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
     ValueError: The rows cannot be dealt in equal parts.
   """
   return jax.device_put(tree, row_sharding(mesh)) if mesh else tree
+
+
+def deal_rows(tree: Any, mesh: Mesh | None) -> Any:
+  """Arrays with rows first, dealt where a mesh divides their number, else all
+  of them on each device; as they are without a mesh."""
+  if mesh is None:
+    return tree
+  is_dealt = lambda a: a.shape[0] % data_size(mesh) == 0
+  place = lambda a: row_sharding(mesh) if is_dealt(a) else replicated(mesh)
+  return jax.device_put(tree, jax.tree.map(place, tree))
 
 
 def data_parallel(

@@ -57,7 +57,8 @@ class TrainingCheckpoints:
     """Iteration, state and record of the newest; None if there is none.
 
     Args:
-      like: A state of the same structure, shapes and dtypes.
+      like: A state of the same structure, shapes and dtypes, which lies where
+        the newest is to lie.
 
     Raises:
       ValueError: It is damaged, or of another structure.
@@ -65,9 +66,9 @@ class TrainingCheckpoints:
     iteration = self._manager.latest_step()
     if iteration is None:
       return None
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+      like,
     )
     try:
       found = self._manager.restore(

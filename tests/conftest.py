@@ -32,6 +32,14 @@ def few_programs():
     jax.clear_caches()
 
 
+@pytest.fixture
+def light_compilation():
+  """For large programs of which little is asked: XLA optimises them less."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def _place(variable: str, default: str) -> pathlib.Path:
   path = pathlib.Path(os.environ.get(variable) or _REPO / default)
   if not path.is_dir():

@@ -1,10 +1,11 @@
 import dataclasses
 
+import eight_devices
 import jax
 import numpy as np
 import pytest
 
-from me_jax import files
+from me_jax import files, sharding
 from me_jax.config import MendConfig
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits import (
@@ -137,6 +138,41 @@ def test_a_killed_training_ends_with_the_same_bytes(
   assert _content(directory) == _content(undisturbed[1])
   # A training that is over is not begun again.
   assert mend_loop.train(job(directory, report=_killed_after(12))) == best
+
+
+@eight_devices.needs_eight
+@pytest.mark.usefixtures('light_compilation')
+def test_on_a_mesh_as_on_one_device(
+  tiny, job, undisturbed, tmp_path, monkeypatch
+):
+  """Killed and taken up there, and nothing traced again for a later step."""
+  monkeypatch.undo()  # What was compiled for one device.
+  params = sharding.shard(tiny.config, tiny.params, eight_devices.mesh('2x4'))
+  on_mesh = dataclasses.replace(tiny, params=params)
+  made = {}
+  for name in ('make_update', 'make_validate'):
+    make = getattr(mend_training, name)
+    monkeypatch.setattr(
+      mend_training,
+      name,
+      lambda *args, name=name, make=make: made.setdefault(name, make(*args)),
+    )
+  again = lambda **changes: mend_loop.train(
+    dataclasses.replace(job(tmp_path / 'mesh', **changes), model=on_mesh)
+  )
+  with pytest.raises(_Killed):
+    again(report=_killed_after(8))
+  again()
+  curves = [
+    files.read_jsonl(directory / mend_loop.CURVE)
+    for directory in (undisturbed[1], tmp_path / 'mesh')
+  ]
+  for expected, found in zip(*curves, strict=True):
+    assert found.pop('part') == expected.pop('part')
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+  # Texts of one shape: one program each.
+  assert made['make_update']._cache_size() == 1
+  assert made['make_validate']._cache_size() == 1
 
 
 def test_the_best_networks_are_kept(job, tmp_path, monkeypatch, tiny):

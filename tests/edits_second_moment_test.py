@@ -3,10 +3,12 @@ import json
 import os
 import random
 
+import eight_devices
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from me_jax import sharding
 from me_jax.edits import (
   second_moment,
   second_moment_collect,
@@ -88,6 +90,29 @@ def test_batch_size_changes_nothing_but_rounding(tiny, rows, moments, tmp_path):
     np.testing.assert_allclose(
       small[layer].mean, moment.mean, rtol=0, atol=1e-6 * moment.mean.max()
     )
+
+
+@eight_devices.needs_eight
+@pytest.mark.parametrize('shape', ['8x1', '2x4'])
+def test_on_a_mesh_as_on_one_device(tiny, rows, moments, tmp_path, shape):
+  params = sharding.shard(tiny.config, tiny.params, eight_devices.mesh(shape))
+  found = collect(
+    dataclasses.replace(tiny, params=params), rows, [0, 2], tmp_path, _SPEC
+  )
+  for layer, moment in moments.items():
+    assert found[layer].count == moment.count
+    np.testing.assert_allclose(
+      found[layer].mean, moment.mean, rtol=0, atol=1e-6 * moment.mean.max()
+    )
+
+
+def test_texts_are_dealt_in_equal_parts():
+  lengths = [40, 3, 17, 16, 40, 41, 0, 9, 40]
+  plan = text_batches.plan(lengths, 128, groups=4)
+  assert all(batch.size % 4 == 0 for batch in plan)
+  assert all(batch.size * batch.width <= 4 * 128 for batch in plan)
+  taken = sorted(row for batch in plan for row in batch.rows)
+  assert taken == [i for i, n in enumerate(lengths) if n]
 
 
 class _Killed(Exception):

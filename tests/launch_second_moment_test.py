@@ -13,7 +13,9 @@ def parsed():
 
 
 def _run(directory, **values):
-  with flagsaver.flagsaver(model='tiny', directory=str(directory), **values):
+  with flagsaver.flagsaver(
+    model='tiny', mesh='1x1', directory=str(directory), **values
+  ):
     launch.main(['second_moment'])
 
 

@@ -418,3 +418,10 @@ def test_rows_stay_where_they_are(model, on_both_axes):
     rows = change(rows)
   assert [leaf.sharding for leaf in jax.tree.leaves(rows)] == lies
   assert rows.count.tolist()[:3] == [5, 5, 5]
+
+
+def test_rows_are_dealt_where_the_mesh_divides_them():
+  mesh = _mesh('4x2')
+  dealt, whole = sharding.deal_rows([np.zeros((8, 3)), np.zeros(6)], mesh)
+  assert dealt.sharding == sharding.row_sharding(mesh)
+  assert whole.sharding == sharding.replicated(mesh)

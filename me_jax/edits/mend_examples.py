@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from me_jax import sharding
 from me_jax.data.request import EditRequest
 from me_jax.edits import mend_factors, target_texts
 from me_jax.edits.target_texts import Reads, Text, TextRows
@@ -208,6 +210,17 @@ def group(prepared: Sequence[Prepared], *, batch: int, outer: str) -> Group:
     local_final=np.pad(
       finals, ((0, reads[2].targets.size - len(finals)), (0, 0))
     ),
+  )
+
+
+def deal(found: Group, mesh: Mesh | None) -> Group:
+  """The texts of a step over groups of devices, as far as these divide them;
+  where their tokens are, on each. As it is without a mesh."""
+  if mesh is None:
+    return found
+  texts = {'edit_x': found.edit_x, 'lengths': found.lengths, 'x': found.x}
+  return sharding.replicate(found, mesh)._replace(
+    **sharding.deal_rows(texts, mesh)
   )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from me_jax import event_log, files
+from me_jax import event_log, files, sharding
 from me_jax.config import MendConfig
 from me_jax.edits import mend_examples, mend_file, mend_training
 from me_jax.edits.mend_examples import Example, Preparer
@@ -78,7 +78,10 @@ def train(job: Training) -> dict[str, Any]:
     OSError: The disk is full.
   """
   config, model = job.config, job.model
-  state = mend_training.init_state(config, model.config)
+  mesh = sharding.mesh_of(model.params)
+  state = sharding.replicate(
+    mend_training.init_state(config, model.config), mesh
+  )
   checkpoints = TrainingCheckpoints(job.directory / 'checkpoints')
   try:
     iteration, best = 0, _Best()
@@ -108,14 +111,18 @@ class _Loop:
     self._prepare = Preparer(
       model.config, model.params, config.layers[0], job.kept_bytes
     )
-    self._update = mend_training.make_update(config, model.config)
+    self._mesh = sharding.mesh_of(model.params)
+    self._update = mend_training.make_update(config, model.config, self._mesh)
     self._validate = mend_training.make_validate(config, model.config)
 
   def run(self, iteration: int, state: TrainState) -> dict[str, Any]:
     """Until the last iteration, or until patience has run out."""
     job, config = self._job, self._job.config
     prepared = [self._prepare(example) for example in job.validation]
-    groups = mend_training.validation_groups(prepared, config)
+    groups = [
+      mend_examples.deal(group, self._mesh)
+      for group in mend_training.validation_groups(prepared, config)
+    ]
     facts = len(prepared) // config.batch * config.batch
     with Progress(config.max_iters, 'training', 'examples') as progress:
       progress(iteration)
@@ -144,7 +151,9 @@ class _Loop:
       batch=config.batch,
       outer=config.outer,
     )
-    state, scores = self._update(job.model.params, state, group)
+    state, scores = self._update(
+      job.model.params, state, mend_examples.deal(group, self._mesh)
+    )
     scores = {name: float(v) for name, v in jax.device_get(scores).items()}
     _check_finite(iteration, scores)
     return state, scores

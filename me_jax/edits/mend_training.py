@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from me_jax import sharding
 from me_jax.config import MendConfig
 from me_jax.edits import mend_examples, mend_factors, mend_network, target_texts
 from me_jax.edits.mend_examples import Group, Prepared
@@ -90,13 +92,16 @@ def init_state(config: MendConfig, model: ModelConfig) -> TrainState:
   )
 
 
-def make_update(config: MendConfig, model: ModelConfig) -> Update:
+def make_update(
+  config: MendConfig, model: ModelConfig, mesh: Mesh | None = None
+) -> Update:
   """A compiled step: `update(base params, state, group) -> (state, scores)`.
 
   The step's examples are computed side by side, which is what accumulating
   them one by one comes to: the networks do not change in between, and each
   example has the running statistics up to itself. The state given is used up.
-  Scores are means over the examples, before the step.
+  Scores are means over the examples, before the step. On a mesh each device has
+  all of the state.
   """
   tx = optimizer(config)
 
@@ -114,7 +119,9 @@ def make_update(config: MendConfig, model: ModelConfig) -> Update:
     scores['grad_norm'] = optax.tree.norm(grads)
     return TrainState(params, statistics, opt_state), scores
 
-  return jax.jit(update, donate_argnums=1)
+  return jax.jit(
+    update, donate_argnums=1, out_shardings=sharding.replicated(mesh)
+  )
 
 
 def make_validate(config: MendConfig, model: ModelConfig) -> Validate:

@@ -1,7 +1,8 @@
 """The pass over text that collects C, for any set of layers at once.
 
 The forward pass dominates, so all wanted layers share one. It stops at the
-deepest of them.
+deepest of them. On a mesh the texts of a batch are dealt along 'data', and each
+device adds up its rows of C.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from me_jax import files
+from me_jax import files, sharding
 from me_jax.edits import second_moment, tensor_file, text_batches
 from me_jax.models import attention, llama, sites
 from me_jax.models.config import ModelConfig
@@ -51,7 +52,8 @@ def collect(
     spec: What `token_rows` are: `CorpusSample.spec`.
     progress: Called with the number of tokens done, first with what an earlier
       call left.
-    batch_tokens: Padded tokens in one batch, at most, unless one row is longer.
+    batch_tokens: Padded tokens in one batch, at most, unless one row is longer;
+      of each group of devices along 'data'.
     snapshot_seconds: Time between two savings of the sums.
 
   Raises:
@@ -72,12 +74,17 @@ def collect(
   if not missing:
     return moments
 
-  plan = text_batches.plan([len(row) for row in token_rows], batch_tokens)
+  mesh = sharding.mesh_of(model.params)
+  groups = sharding.data_size(mesh)
+  plan = text_batches.plan(
+    [len(row) for row in token_rows], batch_tokens, groups
+  )
   snapshot = _Snapshot(
     directory / SNAPSHOT,
     {
       **{k: v for k, v in expected[missing[0]].items() if k != 'layer'},
       'batch_tokens': batch_tokens,
+      'groups': groups,
     },
   )
   done, sums = snapshot.load(missing, model.config.mlp_dim)
@@ -85,7 +92,12 @@ def collect(
   progress(tokens)
   saved_at = time.monotonic()
   results = _one_ahead(
-    _grams(model.config, missing, model.params, *b.arrays(token_rows))
+    _grams(
+      model.config,
+      missing,
+      model.params,
+      *sharding.shard_rows(b.arrays(token_rows), mesh),
+    )
     for b in plan[done:]
   )
   for batch, grams in zip(plan[done:], results, strict=True):

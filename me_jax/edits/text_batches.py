@@ -34,7 +34,9 @@ class Batch:
     return ids, lengths
 
 
-def plan(lengths: Sequence[int], batch_tokens: int) -> list[Batch]:
+def plan(
+  lengths: Sequence[int], batch_tokens: int, groups: int = 1
+) -> list[Batch]:
   """All texts in batches; those of one width have one shape.
 
   Longest first, so that running out of memory happens at once or never. Empty
@@ -43,6 +45,8 @@ def plan(lengths: Sequence[int], batch_tokens: int) -> list[Batch]:
   Args:
     lengths: Tokens of each text.
     batch_tokens: Padded tokens in a batch, at most, unless one text is longer.
+    groups: Over how many groups of devices the rows of a batch are dealt, in
+      equal parts; `batch_tokens` are of each.
   """
   by_width: dict[int, list[int]] = {}
   for i in np.argsort(-np.asarray(lengths), kind='stable').tolist():
@@ -51,8 +55,9 @@ def plan(lengths: Sequence[int], batch_tokens: int) -> list[Batch]:
   batches = []
   for width, rows in by_width.items():
     # As few batches as fit, filled evenly: few rows are left empty.
-    count = -(-len(rows) // max(1, batch_tokens // width))
-    size = -(-len(rows) // count)
+    full = groups * max(1, batch_tokens // width)
+    size = -(-len(rows) // -(-len(rows) // full))
+    size = groups * -(-size // groups)
     batches.extend(
       Batch(tuple(rows[first : first + size]), size, width)
       for first in range(0, len(rows), size)
