@@ -113,12 +113,10 @@ def run_config(model: str, method, *, tasks, **changes) -> config.RunConfig:
     'saliency': config.SaliencyConfig(
       **({'limit': 20, 'seeds': (42,)} if small else {})
     ),
+    'second_moment': second_moment(model),
   }
   return config.RunConfig(
-    model=config.ModelSource(name=model),
-    method=method,
-    second_moment=second_moment(model),
-    **{**values, **changes},
+    model=config.ModelSource(name=model), method=method, **{**values, **changes}
   )
 
 
