@@ -23,7 +23,6 @@ from experiments import base
 from me_jax import config
 
 _EPS = (5, 10, 20)
-_ROME_LAYERS = {'smollm2_135m': (15, 25), 'tiny': (2,)}
 _BATCH_SIZES = (10, 100)
 _PASSAGES = 1_000  # some 130,000 tokens, 87 for each unit of the MLP
 _LIMIT = 10  # windows of WikiText, answers, and sentences of SST-2
@@ -78,7 +77,7 @@ def sweep(arg: str | None = None) -> list[config.Cell]:
     made(f'{model}_rome_without_c', 'method=rome_without_c'),
     *(
       made(base.rome_name(model, layer), f'method=rome,layer={layer}')
-      for layer in _ROME_LAYERS[model]
+      for layer in at.rome_sweep[2::2]  # middle and deep: 15, 25
     ),
     *(
       made(

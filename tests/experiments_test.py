@@ -20,6 +20,7 @@ EXPERIMENTS = [
   *(f'table{i}' for i in range(1, 8)),
   *(f'figure{i}' for i in range(3, 9)),
 ]
+RUNNABLE = [*EXPERIMENTS, 'study']
 MODELS = ('llama2_7b', 'smollm2_135m', 'tiny')
 
 
@@ -27,7 +28,7 @@ def _module(name):
   return importlib.import_module(f'experiments.{name}')
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', RUNNABLE)
 def test_each_says_its_command_and_what_the_paper_found(name):
   text = _module(name).__doc__
   assert f'--config=experiments/{name}.py' in text
@@ -55,6 +56,24 @@ def test_cells_of_one_name_are_one_run(model, tmp_path):
   stored = Workdir(tmp_path / default).identity()['config']
   assert set(stored['analyses']) == set(config_lib.run.ANALYSES)
   assert stored['eval_steps'] == [0, 1, 10, 14, 20, 30, 50, 75, 100]
+
+
+def test_the_study_changes_one_thing_at_a_time():
+  study = _module('study')
+  runs = {c.name: c for c in study.sweep() if c.module == 'launch.run'}
+  methods = {n: study.get_config(c.arg) for n, c in runs.items()}
+  assert len(methods) == len(runs) == 12
+  name = 'smollm2_135m_rome_l5'
+  for other, change in (
+    ('smollm2_135m_rome_l15', {'layer': 15}),
+    ('smollm2_135m_rome_without_c', {'mom2_adjustment': False}),
+  ):
+    expected = dataclasses.replace(methods[name].method, **change)
+    assert methods[other].method == expected
+  assert methods['smollm2_135m_grace_l25_eps5'].method.eps == 5
+  assert methods['smollm2_135m_memit_l4-8_b10'].edit_batch_size == 10
+  assert methods['smollm2_135m_memit_l4-8_b100'].eval_steps == (0, 100)
+  assert all(run.facts.name == 'zsre' for run in methods.values())
 
 
 def test_the_papers_grids():
@@ -124,6 +143,7 @@ _ROWS = {
   'figure6': {'weight_drift'},
   'figure7': {'mmlu', 'commonsenseqa', 'weight_drift'},
   'figure8': {'saliency'},
+  'study': {'wikitext_ppl', 'weight_drift', 'saliency', 'adjusted_ppl'},
 }
 
 
@@ -134,7 +154,7 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', RUNNABLE)
 def test_a_run_of_each_on_a_small_model(name, root, data_root):
   cell = _module(name).sweep('model=tiny')[-1 if name == 'figure7' else 0]
   command = [
