@@ -9,9 +9,9 @@ r"""The paper's questions asked of a small model, on a processor.
       --template=docs/results/smollm2_135m.template.md \
       --output=docs/results/smollm2_135m.md
 
-Four methods over the same 100 facts; then, one thing changed at a time, ROME's
-layer and its second moment, MEMIT's batch size, GRACE's radius. The grids of
-the tables and figures hold more of each.
+Four methods over the same 100 facts; then, over the first 50 of them and with
+one thing changed at a time, ROME's layer and its second moment, MEMIT's batch
+size, GRACE's radius. The grids of the tables and figures hold more of each.
 
 The paper, LLaMA-2-7B: weight editors forget and ruin the model, GRACE keeps
 both and does not generalise.
@@ -23,10 +23,10 @@ from experiments import base
 from me_jax import config
 
 _EPS = (5, 10, 20)
-_BATCH_SIZES = (10, 100)
+_BATCH_SIZES = (10, 50)
 _PASSAGES = 1_000  # some 130,000 tokens, 87 for each unit of the MLP
 _LIMIT = 10  # windows of WikiText, answers, and sentences of SST-2
-_FEW = (0, 10, 100)  # edits after which the variations are measured
+_VARIED_EDITS = 50  # facts of a run in which something is changed
 _USUAL = {'layer': '', 'batch_size': '1', 'eps': '1'}
 
 
@@ -35,7 +35,6 @@ def get_config(arg: str | None = None) -> config.RunConfig:
   'batch_size=...', for GRACE 'eps=...'."""
   chosen = config.parse_arg(arg, method='rome', model='smollm2_135m', **_USUAL)
   name, model = chosen['method'], chosen['model']
-  size = int(chosen['batch_size'])
   makers = {
     'rome': lambda: base.rome(model, chosen['layer']),
     'memit': lambda: base.memit(model),
@@ -45,21 +44,21 @@ def get_config(arg: str | None = None) -> config.RunConfig:
   is_varied = name not in base.METHODS or any(
     chosen[setting] != usual for setting, usual in _USUAL.items()
   )
-  steps = _FEW if is_varied else base.MAIN
+  varied = {'num_edits': _VARIED_EDITS, 'eval_steps': (0, _VARIED_EDITS)}
   # GRACE leaves the weights alone.
   of_weights = () if name == 'grace' else ('weight_drift', 'saliency')
   return base.run_config(
     model,
     method,
     tasks=('wikitext_ppl', 'commonsenseqa_whole'),
-    eval_steps=tuple(n for n in steps if n % size == 0),
-    edit_batch_size=size,
+    edit_batch_size=int(chosen['batch_size']),
     analyses=(*of_weights, 'adjusted_ppl'),
     limit=_LIMIT,
     saliency=config.SaliencyConfig(limit=_LIMIT, seeds=(42,)),
     second_moment=dataclasses.replace(
       base.second_moment(model), n_samples=_PASSAGES
     ),
+    **(varied if is_varied else {}),
   )
 
 

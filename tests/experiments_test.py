@@ -72,7 +72,7 @@ def test_the_study_changes_one_thing_at_a_time():
     assert methods[other].method == expected
   assert methods['smollm2_135m_grace_l25_eps5'].method.eps == 5
   assert methods['smollm2_135m_memit_l4-8_b10'].edit_batch_size == 10
-  assert methods['smollm2_135m_memit_l4-8_b100'].eval_steps == (0, 100)
+  assert methods['smollm2_135m_memit_l4-8_b50'].eval_steps == (0, 50)
   assert all(run.facts.name == 'zsre' for run in methods.values())
 
 
