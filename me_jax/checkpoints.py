@@ -139,7 +139,7 @@ class Checkpoints:
     edit_lib.check_finite(edit)
     before, digest = self.fingerprint(step - 1), edit_lib.digest(edit)
     # As NumPy arrays: Orbax takes none of JAX's that is one process's own.
-    leaves = trees.to_host(_named(jax.tree.leaves(state)))
+    leaves = _named(trees.to_host(jax.tree.leaves(state)))
     kept = state_digest(tuple(leaves.values()))
     record = {
       **record,
