@@ -29,7 +29,12 @@ def from_flag() -> Mesh | None:
       f'This is one of {jax.process_count()} processes. Say --distributed.'
     )
   shape = sharding.parse_mesh(_MESH.value) if _MESH.value else (count, 1)
-  return None if is_one and shape == (1, 1) else sharding.make_mesh(*shape)
+  if is_one and shape == (1, 1):
+    return None
+  mesh = sharding.make_mesh(*shape)
+  if not is_one:
+    processes.meet(mesh)
+  return mesh
 
 
 def describe(model: LanguageModel, mesh: Mesh | None) -> str:

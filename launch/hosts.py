@@ -65,6 +65,7 @@ def start() -> None:
       heartbeat_timeout_seconds=_PROCESS_TIMEOUT.value,
       shutdown_timeout_seconds=_PROCESS_TIMEOUT.value,
     )
+    processes.from_first(lambda: None)  # see `processes.meet`
   if not processes.is_first():
     sys.stdout = open(os.devnull, 'w')
   preemption.listen()

@@ -7,6 +7,7 @@ Results are on the disk of process 0: what is there the others hear from it. In
 a program of one process nothing of this takes place.
 """
 
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from me_jax import trees
 
@@ -31,6 +34,23 @@ def are_many() -> bool:
 def is_first() -> bool:
   """Whether this process reads and writes results."""
   return not are_many() or jax.process_index() == 0
+
+
+def meet(mesh: Mesh) -> None:
+  """Connects all processes along the axes of a mesh.
+
+  A first meeting of processors is given up after half a minute, later ones are
+  not: so this belongs where none is much behind the others.
+  """
+  for axes in (*mesh.axis_names, mesh.axis_names):
+    add_up = jax.shard_map(
+      functools.partial(jax.lax.psum, axis_name=axes),
+      mesh=mesh,
+      in_specs=P(),
+      out_specs=P(),
+      check_vma=False,
+    )
+    jax.block_until_ready(jax.jit(add_up)(np.zeros((), np.float32)))
 
 
 def from_first(make: Callable[[], T]) -> T:
