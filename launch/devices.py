@@ -4,7 +4,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from me_jax import sharding, trees
+from me_jax import processes, sharding, trees
 from me_jax.models.language_model import LanguageModel
 
 _MESH = flags.DEFINE_string(
@@ -16,14 +16,25 @@ _MESH = flags.DEFINE_string(
 
 
 def from_flag() -> Mesh | None:
-  """The mesh of all devices; None for one device.
+  """The mesh of all devices, of all processes; None for one device.
 
   Raises:
     ValueError: It is not written so, or there are not as many devices.
+    RuntimeError: There are other processes, which were not joined.
   """
   count = jax.device_count()
+  is_one = jax.process_count() == 1
+  if not is_one and not processes.are_many():
+    raise RuntimeError(
+      f'This is one of {jax.process_count()} processes. Say --distributed.'
+    )
   shape = sharding.parse_mesh(_MESH.value) if _MESH.value else (count, 1)
-  return None if shape == (1, 1) else sharding.make_mesh(*shape)
+  if is_one and shape == (1, 1):
+    return None
+  mesh = sharding.make_mesh(*shape)
+  if not is_one:
+    processes.meet(mesh)
+  return mesh
 
 
 def describe(model: LanguageModel, mesh: Mesh | None) -> str:
@@ -34,6 +45,8 @@ def describe(model: LanguageModel, mesh: Mesh | None) -> str:
     return f'1 x {kind}'
   data, parts = mesh.shape[sharding.DATA], mesh.shape[sharding.MODEL]
   text = f'{mesh.size} x {kind} as {data}x{parts}'
+  if processes.are_many():
+    text += f' in {jax.process_count()} processes'
   paths = tuple(trees.flatten(model.params))
   if whole := sharding.uncut(model.config, paths, mesh):
     text += f', of which each holds all of {", ".join(whole)}'

@@ -19,7 +19,15 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from launch import cache, devices, evaluation, inventory, log, versions
+from launch import (
+  cache,
+  devices,
+  evaluation,
+  hosts,
+  inventory,
+  log,
+  versions,
+)
 from me_jax import files, generation, rebuild, results
 from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
@@ -111,6 +119,7 @@ def evaluate(settings: EvalConfig) -> None:
   if not _TASKS.value or not _WORKDIR.value:
     raise ValueError('Say --tasks and --workdir; --list_tasks shows all tasks.')
   cache.open_cache(_CACHE_DIR.value)
+  hosts.start()
   workdir = Workdir(_WORKDIR.value)
   mesh = devices.from_flag()
   state = _state(mesh)

@@ -22,11 +22,12 @@ from launch import (
   command_line,
   devices,
   evaluation,
+  hosts,
   log,
   plan,
   versions,
 )
-from me_jax import files, generation, sequential
+from me_jax import files, generation, processes, sequential
 from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
 from me_jax.data import facts, sample
@@ -92,11 +93,13 @@ def main(argv: list[str]) -> None:
   directory = cache.open_cache(_CACHE_DIR.value)
   log.show_warnings()
   try:
+    hosts.start()
     run(config, directory)
   except jax.errors.JaxRuntimeError as e:
     sys.exit(
       f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
-      'take one with more, or a smaller model. The same command resumes.'
+      'take one with more, or a smaller model; of many processes another may '
+      'have ended, and said why. The same command resumes.'
     )
   except (
     OSError,
@@ -187,8 +190,9 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
   )
 
   def write_report(rows):
-    text = run_report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
-    files.write_atomic(workdir.report, text)
+    if processes.is_first():
+      text = run_report.report(rows, sequential.EDIT_TASK, workdir.all_scores())
+      files.write_atomic(workdir.report, text)
 
   activations = (
     Activations(
@@ -232,7 +236,7 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
       report=write_report,
     )
   )
-  if workdir.report.exists():
+  if processes.is_first() and workdir.report.exists():
     print(f'\n{workdir.report.read_text()}')
   print(
     f'Took {duration(time.monotonic() - start)}. Rows: {workdir.results}. '
@@ -287,15 +291,9 @@ def _templates(
     return ()
   if config.method.context_templates:
     return tuple(config.method.context_templates)
-  if workdir.templates.exists():
-    try:
-      stored = json.loads(workdir.templates.read_text())
-      return tuple(templates.fill(text, templates.BARE) for text in stored)
-    except (ValueError, TypeError, AttributeError) as e:
-      raise ValueError(
-        f'{workdir.templates} is damaged ({e}). Restore it, or start again in '
-        'an empty --workdir.'
-      ) from e
+  stored = processes.from_first(lambda: _stored_templates(workdir))
+  if stored is not None:
+    return stored
   drawn = templates.draw_templates(
     model.config,
     model.params,
@@ -306,6 +304,19 @@ def _templates(
   text = json.dumps(drawn, indent=2, ensure_ascii=False)
   files.write_atomic(workdir.templates, text + '\n')
   return drawn
+
+
+def _stored_templates(workdir: Workdir) -> tuple[str, ...] | None:
+  if not workdir.templates.exists():
+    return None
+  try:
+    stored = json.loads(workdir.templates.read_text())
+    return tuple(templates.fill(text, templates.BARE) for text in stored)
+  except (ValueError, TypeError, AttributeError) as e:
+    raise ValueError(
+      f'{workdir.templates} is damaged ({e}). Restore it, or start again in '
+      'an empty --workdir.'
+    ) from e
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ import time
 
 from absl import app, flags
 
-from launch import devices, log
+from launch import devices, hosts, log
 from me_jax.data import sources
 from me_jax.edits import (
   corpus_texts,
@@ -109,11 +109,12 @@ def main(argv: list[str]) -> None:
   log.show_warnings()
   try:
     _collect(layers, pathlib.Path(_DIRECTORY.value))
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RuntimeError) as e:
     sys.exit(f'Error: {e}')
 
 
 def _collect(layers: list[int], directory: pathlib.Path) -> None:
+  hosts.start()
   directory.mkdir(parents=True, exist_ok=True)
   mesh = devices.from_flag()
   model = load.load_model(_MODEL.value, mesh=mesh)

@@ -4,6 +4,9 @@ A model after step t is the base model plus the edits of steps 1 ... t, added
 one after another. Going back, or leaving an edit out, is adding the others
 again: the same bits, which subtracting would not give. What an editor keeps
 beside the weights is stored whole with each step.
+
+Of many processes the first one writes and reads: a step is small, and whole on
+each of them.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from me_jax import files, trees
+from me_jax import files, processes, trees
 from me_jax.edits import edit as edit_lib
 from me_jax.edits.edit import Edit
 from me_jax.typing import Params
@@ -72,15 +75,8 @@ class Checkpoints:
     """
     self._directory = pathlib.Path(directory).absolute()
     self._base_fingerprint = base_fingerprint
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-      ),
-    )
-    steps = sorted(self._manager.all_steps())
+    self._manager: ocp.CheckpointManager | None = None  # of the first process
+    steps = processes.from_first(self._open)
     if steps != list(range(1, len(steps) + 1)):
       missing = sorted(set(range(1, max(steps) + 1)) - set(steps))
       raise ValueError(
@@ -90,6 +86,23 @@ class Checkpoints:
       )
     self._last = len(steps)
     self._fingerprints = [base_fingerprint]
+
+  def _open(self) -> list[int]:
+    """The steps there are."""
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        create=False,  # Orbax would, but not for one of many processes.
+        max_to_keep=None,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, active_processes={0}
+        ),
+      ),
+    )
+    return sorted(self._manager.all_steps())
 
   @property
   def last_step(self) -> int:
@@ -125,7 +138,8 @@ class Checkpoints:
       )
     edit_lib.check_finite(edit)
     before, digest = self.fingerprint(step - 1), edit_lib.digest(edit)
-    leaves = _named(jax.tree.leaves(state))
+    # As NumPy arrays: Orbax takes none of JAX's that is one process's own.
+    leaves = _named(trees.to_host(jax.tree.leaves(state)))
     kept = state_digest(tuple(leaves.values()))
     record = {
       **record,
@@ -141,7 +155,7 @@ class Checkpoints:
     items = {}
     if edit:
       tree = {path: change._asdict() for path, change in edit.items()}
-      items['edit'] = ocp.args.StandardSave(tree)
+      items['edit'] = ocp.args.StandardSave(trees.to_host(tree))
     if leaves:
       items['editor_state'] = ocp.args.StandardSave(leaves)
       record['editor_state_sha256'] = kept
@@ -149,6 +163,11 @@ class Checkpoints:
         [list(leaf.shape), str(leaf.dtype)] for leaf in leaves.values()
       ]
     items['record'] = ocp.args.JsonSave(record)
+    processes.from_first(lambda: self._write(step, items))
+    self._last = step
+    self._fingerprints.append(record['state_fingerprint'])
+
+  def _write(self, step: int, items: dict[str, Any]) -> None:
     try:
       self._manager.save(step, args=ocp.args.Composite(**items))
       self._manager.wait_until_finished()
@@ -157,8 +176,6 @@ class Checkpoints:
         full = OSError(28, 'No space left on device')
         raise files.explained(full, self._directory / str(step)) from e
       raise
-    self._last = step
-    self._fingerprints.append(record['state_fingerprint'])
 
   def load(self, step: int) -> Step:
     """Step `step`, verified against its hash and its predecessor's.
@@ -172,14 +189,29 @@ class Checkpoints:
         f'{self._directory} holds edit steps 1 ... {self._last}, not {step}.'
       )
     before = self.fingerprint(step - 1)
+    edit, record, state = processes.from_first(lambda: self._read(step))
+    made_on, stated = record['previous_fingerprint'], _stated(record)
+    if made_on != before:
+      raise ValueError(
+        f'Edit step {step} in {self._directory} was made on weights '
+        f'{made_on[:12]}, these are {before[:12]}. Use the model that the run '
+        'began with.'
+      )
+    if len(self._fingerprints) == step:
+      self._fingerprints.append(_chain(before, *stated))
+    # Not bound to the device they were read to: the model may lie on a mesh.
+    edit, state = jax.tree.map(jnp.asarray, (edit, state))
+    return Step(edit, record, state)
+
+  def _read(self, step: int) -> Step:
+    """Step `step` with NumPy arrays, verified against its hash."""
     try:
       record = self._manager.restore(
         step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
       )['record']
-      edit, state = self._restore(step, record)
-      stated = (record['edit_sha256'], record.get('editor_state_sha256', ''))
+      edit, state = trees.to_host(self._restore(step, record))
       found = (edit_lib.digest(edit), state_digest(state))
-      made_on = record['previous_fingerprint']
+      stated, _ = _stated(record), record['previous_fingerprint']
     except Exception as e:  # Orbax raises whatever its backends raise.
       # The head says what is wrong; the rest is the storage's own settings.
       why = f'{type(e).__name__}: {e}'[:_SHOWN]
@@ -189,14 +221,6 @@ class Checkpoints:
         raise ValueError(
           self._damaged(step, f'its hash is {got[:12]}, not {expected[:12]}')
         )
-    if made_on != before:
-      raise ValueError(
-        f'Edit step {step} in {self._directory} was made on weights '
-        f'{made_on[:12]}, these are {before[:12]}. Use the model that the run '
-        'began with.'
-      )
-    if len(self._fingerprints) == step:
-      self._fingerprints.append(_chain(before, *stated))
     return Step(edit, record, state)
 
   def replay(
@@ -225,7 +249,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Lets go of Orbax's threads."""
-    self._manager.close()
+    if self._manager is not None:
+      self._manager.close()
 
   def _restore(
     self, step: int, record: dict[str, Any]
@@ -243,10 +268,7 @@ class Checkpoints:
     changes = found['edit'] if 'edit' in items else {}
     edit = {path: edit_lib.change_of(a) for path, a in changes.items()}
     leaves = found['editor_state'] if wanted else {}
-    # Not bound to the device they were read to: the model may lie on a mesh.
-    return edit, tuple(
-      jnp.asarray(jax.device_get(leaves[str(i)])) for i in range(len(leaves))
-    )
+    return edit, tuple(leaves[str(i)] for i in range(len(leaves)))
 
   def _damaged(self, step: int, why: str) -> str:
     return (
@@ -309,6 +331,11 @@ def _abstract(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
 
 def _named(leaves: Sequence[Any]) -> dict[str, Any]:
   return {str(i): leaf for i, leaf in enumerate(leaves)}
+
+
+def _stated(record: dict[str, Any]) -> tuple[str, str]:
+  """The hashes of an edit and of the editor's state."""
+  return record['edit_sha256'], record.get('editor_state_sha256', '')
 
 
 def state_digest(leaves: Sequence[Any]) -> str:

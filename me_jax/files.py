@@ -3,7 +3,8 @@
 Whole files are replaced atomically. Logs (`.jsonl`) are only ever appended to;
 the torn last line that a killed process may leave is dropped on the next read
 and cut off before the next append. What others watch while it grows is
-extended.
+extended. Of many processes (see `processes`) the first writes, and calls of the
+others do nothing; only `replace` writes on each.
 """
 
 import errno
@@ -13,6 +14,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from me_jax import processes
 
 PathLike = str | os.PathLike
 
@@ -39,6 +42,12 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
   Raises:
     OSError: The disk is full or not writable; the message says what to do.
   """
+  if processes.is_first():
+    replace(path, content)
+
+
+def replace(path: PathLike, content: str | bytes) -> None:
+  """`write_atomic`, for a file that each process reads on its own machine."""
   path = pathlib.Path(path)
   data = content.encode() if isinstance(content, str) else content
   # One name per process: two writers must not share a temporary file.
@@ -63,6 +72,8 @@ def extend(path: PathLike, content: bytes) -> None:
   Raises:
     OSError: The disk is full or not writable; the message says what to do.
   """
+  if not processes.is_first():
+    return
   path = pathlib.Path(path)
   stored = path.read_bytes() if path.is_file() else b''
   if not stored or not content.startswith(stored):
@@ -91,7 +102,7 @@ def append_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
   """
   path = pathlib.Path(path)
   lines = _lines(records)
-  if not lines:
+  if not lines or not processes.is_first():
     return
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from me_jax import sharding
+from me_jax import sharding, trees
 from me_jax.engines import prefix, scoring
 from me_jax.engines.forward import Forward
 from me_jax.engines.functions import Functions
@@ -137,7 +137,7 @@ class LlamaPredictor:
       score = self._score_behind(state, ids)
       for batch, arrays in batches:
         packed = [rows[i] for i in batch]
-        logprobs, greedy = jax.device_get(score(packed, *arrays))
+        logprobs, greedy = trees.to_host(score(packed, *arrays))
         for row, i in enumerate(batch):
           yield i, scoring.unpack(requests[i], logprobs[row], greedy[row])
 
@@ -174,7 +174,7 @@ class LlamaPredictor:
     for ids, batches in self._stacked(requests, rows, mesh):
       common = self._common(state, ids)
       for batch, (*arrays, _) in batches:
-        content = jax.device_get(tap(state, common, *arrays, site=site))
+        content = trees.to_host(tap(state, common, *arrays, site=site))
         for row, i in enumerate(batch):
           yield i, content[row, : len(slots[i])]
 

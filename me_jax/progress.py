@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import tqdm
 
+from me_jax import processes
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -52,6 +54,8 @@ class Progress:
 
   def __call__(self, done: int) -> None:
     """Shows that `done` of the total are done."""
+    if not processes.is_first():
+      return
     now = self._clock()
     self._done = done
     if self._start is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from me_jax import files
+from me_jax import files, processes
 from me_jax.checkpoints import Checkpoints, state_digest
 from me_jax.edits import registry
 from me_jax.edits.edit import Edit, compose
@@ -215,7 +215,8 @@ def composed_edit(
 
 def _open(run: files.PathLike) -> Workdir:
   # A Workdir would create what is not there.
-  if not (pathlib.Path(run) / 'config.json').is_file():
+  config = pathlib.Path(run) / 'config.json'
+  if not processes.from_first(config.is_file):
     raise FileNotFoundError(
       f'{run} holds no run: there is no config.json. Give the --workdir of '
       'launch.run.'

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from me_jax import files
+from me_jax import files, processes
 from me_jax.evals.task import Metric
 
 EDIT_TASK = 'edit'  # the task that is about the facts
@@ -81,11 +81,14 @@ _NUMBERS = ('value', 'ci_low', 'ci_high')
 def read_rows(path: files.PathLike) -> list[Row]:
   """All rows of a results file; none if it does not exist.
 
+  They are the same on all of many processes.
+
   Raises:
     ValueError: A line is malformed, or has fields that a row has not.
   """
   rows = []
-  for number, record in enumerate(files.read_jsonl(path), start=1):
+  records = processes.from_first(lambda: files.read_jsonl(path))
+  for number, record in enumerate(records, start=1):
     try:
       numbers = {
         k: float(record[k]) for k in _NUMBERS if record.get(k) is not None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from me_jax import checkpoints as checkpoints_lib
-from me_jax import files, results
+from me_jax import files, preemption, processes, results
 from me_jax.analysis import in_loop
 from me_jax.config import RunConfig
 from me_jax.data.request import EditRequest
@@ -132,6 +132,7 @@ def run(job: Run) -> ModelState:
             measure(step - 1, state, fingerprint, everything=True)
             break
           collapsed = config.stop_on_collapse and _collapsed(job, state, step)
+          preemption.stop_if_told()
         measure(
           step,
           state,
@@ -169,6 +170,7 @@ def _edit(
   edit, editor_state, info = job.editor.edit(
     state.params, state.editor, requests
   )
+  edit, editor_state = processes.as_on_first((edit, editor_state))
   params = edit_lib.apply_edit(state.params, edit)
   checkpoints_lib.check_finite(params, edit)
   checkpoints.save(
@@ -231,7 +233,10 @@ class _Measurements:
     self._untouched = [self._make_untouched(s) for s in self._selections]
     self._triangle: dict[tuple[int, int], dict[str, Any]] = {}
     self._states: dict[int, set[str]] = {}
-    for number, record in enumerate(files.read_jsonl(job.workdir.triangle), 1):
+    records = processes.from_first(
+      lambda: files.read_jsonl(job.workdir.triangle)
+    )
+    for number, record in enumerate(records, 1):
       if missing := _TRIANGLE_FIELDS - set(record):
         raise ValueError(
           f'{job.workdir.triangle}:{number}: the record lacks '

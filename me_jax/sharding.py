@@ -118,7 +118,7 @@ def shard(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
   leaves = trees.flatten(params)
   shardings = param_shardings(config, tuple(leaves), mesh)
   return trees.unflatten(
-    {path: jax.device_put(leaves[path], shardings[path]) for path in leaves}
+    {path: _put(leaves[path], shardings[path]) for path in leaves}
   )
 
 
@@ -188,12 +188,12 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 def with_sharding_of(old: jax.Array, new: jax.Array) -> jax.Array:
   """`new`, where `old` lies on a mesh as it does."""
-  return jax.device_put(new, old.sharding) if mesh_of(old) else new
+  return _put(new, old.sharding) if mesh_of(old) else new
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """All of the arrays on each device; as they are without a mesh."""
-  return jax.device_put(tree, replicated(mesh)) if mesh else tree
+  return _put(tree, replicated(mesh)) if mesh else tree
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
@@ -223,7 +223,7 @@ def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
   Raises:
     ValueError: The rows cannot be dealt in equal parts.
   """
-  return jax.device_put(tree, row_sharding(mesh)) if mesh else tree
+  return _put(tree, row_sharding(mesh)) if mesh else tree
 
 
 def deal_rows(tree: Any, mesh: Mesh | None) -> Any:
@@ -254,6 +254,23 @@ def data_parallel(
     axis_names={DATA},
     check_vma=False,
   )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+  """`jax.device_put`; of many processes each puts its parts of what all have,
+  which JAX would first send around to compare."""
+
+  def put(leaf: Any) -> jax.Array:
+    if not getattr(leaf, 'is_fully_addressable', True):
+      return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(
+      whole.shape, sharding, lambda index: whole[index]
+    )
+
+  if sharding.is_fully_addressable:
+    return jax.device_put(tree, sharding)
+  return jax.tree.map(put, tree)
 
 
 def _can_be_cut(config: ModelConfig, path: ParamPath, parts: int) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from me_jax.typing import ParamPath, Params
@@ -72,6 +74,15 @@ def set_leaf(params: Params, path: ParamPath, leaf: Any) -> Params:
   return replace(params, path.split('/'))
 
 
+def to_host(tree: Any) -> Any:
+  """A pytree with NumPy arrays in the place of JAX's.
+
+  Of many processes each may hold but parts of an array: they are put together,
+  and so all processes must ask.
+  """
+  return jax.device_get(jax.tree.map(_within_reach, tree))
+
+
 def fingerprint(params: Params) -> str:
   """SHA-256 over every path, shape, dtype and byte: equal weights, equal
   print, whatever file they came from. See `models.fingerprint` for a model's,
@@ -96,7 +107,7 @@ def checksum(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree)
   ]
   digest = hashlib.sha256()
-  for shape, dtype, found in jax.device_get(sums):
+  for shape, dtype, found in to_host(sums):
     digest.update(f'{shape}:{dtype}:{found.tolist()}'.encode())
   return digest.hexdigest()[:16]
 
@@ -105,7 +116,16 @@ def _on_host(leaf: Any) -> np.ndarray:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
     # An array in parts keeps what it was put together to as long as it lives.
     leaf = jnp.copy(leaf)
-  return np.ascontiguousarray(jax.device_get(leaf))
+  return np.ascontiguousarray(to_host(leaf))
+
+
+def _within_reach(leaf: Any) -> Any:
+  """An array of which this process holds all."""
+  if not isinstance(leaf, jax.Array):
+    return leaf
+  if leaf.is_fully_addressable or leaf.is_fully_replicated:
+    return leaf
+  return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P()))
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from me_jax import files
+from me_jax import files, processes
 
 
 class RunFiles:
@@ -95,15 +95,21 @@ class RunFiles:
 
 
 class Workdir(RunFiles):
-  """A run's directory, and the right to write in it."""
+  """A run's directory, and the right to write in it.
+
+  Of many processes (see `processes`) the first one holds it.
+  """
 
   def __init__(self, path: files.PathLike):
     """Creates the directory and locks it until the process ends.
 
     Raises:
-      OSError: Another process runs there, or it cannot be written.
+      OSError: Another run is at work there, or it cannot be written.
     """
     super().__init__(path)
+    processes.from_first(self._take)
+
+  def _take(self) -> None:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = open(self.path / '.lock', 'w')
@@ -121,17 +127,25 @@ class Workdir(RunFiles):
     for partial in self.path.rglob('.*.partial'):
       partial.unlink(missing_ok=True)
 
+  def identity(self) -> dict[str, Any]:
+    """As `RunFiles.identity`, the same for all processes."""
+    return processes.from_first(super().identity)
+
   def check(self, identity: Mapping[str, Any]) -> None:
     """Returns if the directory is new, or agrees in all that is given.
 
     Raises:
       ValueError: It belongs to another run; names each field that differs.
     """
+    processes.from_first(lambda: self._check(identity))
+
+  def _check(self, identity: Mapping[str, Any]) -> None:
     if not self.config.exists():
       return
     # Through JSON and back, so that a tuple equals the list it was stored as.
     identity = json.loads(files.canonical_json(identity))
-    stored = {k: v for k, v in self.identity().items() if k in identity}
+    there = super().identity()
+    stored = {k: v for k, v in there.items() if k in identity}
     before, now = _flat(stored), _flat(identity)
     different = [
       f'{name}: {before.get(name, "absent")!r} there, '
@@ -160,7 +174,12 @@ class Workdir(RunFiles):
     Raises:
       ValueError: As `check`.
     """
-    self.check(identity)
+    processes.from_first(lambda: self._claim(identity, notes))
+
+  def _claim(
+    self, identity: Mapping[str, Any], notes: Mapping[str, Any]
+  ) -> None:
+    self._check(identity)
     content = {'identity': dict(identity), 'notes': dict(notes)}
     if self.config.exists():
       content = json.loads(self.config.read_text())

@@ -79,6 +79,15 @@ def test_what_is_saved_is_loaded(opened):
   assert loaded.record['previous_fingerprint'] == FINGERPRINT
 
 
+def test_the_leaves_of_a_state_keep_their_order(opened):
+  """Twelve, of which '10' is before '2' in the alphabet."""
+  state = tuple(_random(i, i + 1) for i in range(12))
+  opened().save(1, _edit(1), {'requests': []}, state)
+  found = opened().load(1).editor_state(state)
+  for leaf, expected in zip(found, state, strict=True):
+    np.testing.assert_array_equal(leaf, expected)
+
+
 def test_every_state_is_rebuilt_to_the_bit(opened):
   checkpoints = opened()
   states = [BASE]

@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import signal
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from evals_fakes import folder, task_context
 
 from me_jax import checkpoints as checkpoints_lib
 from me_jax import config as config_lib
-from me_jax import generation, results, sequential, trees
+from me_jax import generation, preemption, results, sequential, trees
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits import rome
 from me_jax.edits.edit import LowRank, apply_edit
@@ -83,14 +85,16 @@ class Interrupted(Exception):
 class CountingPredictor:
   """Pseudo-random answers that depend on every bit of the kernel."""
 
-  def __init__(self, stop_after=math.inf):
+  def __init__(self, stop_after=math.inf, told_after=math.inf):
     self.asked = 0
-    self._stop_after = stop_after
+    self._stop_after, self._told_after = stop_after, told_after
 
   def _answer_rng(self, state, request):
     if self.asked >= self._stop_after:
       raise Interrupted
     self.asked += 1
+    if self.asked == self._told_after:
+      signal.raise_signal(signal.SIGTERM)
     return _rng(_kernel_bytes(state.params), request)
 
   def score(self, state, requests):
@@ -321,6 +325,35 @@ def test_interrupted_again_and_again(job, budget):
   assert interruptions >= 2
   # No edit was made twice.
   assert [*cases, *editor.cases] == [f'case-{i}' for i in range(4)]
+  assert _content(part) == _content(whole)
+
+
+@pytest.fixture
+def listening(monkeypatch):
+  """SIGTERM stops a run at the next safe place."""
+  monkeypatch.setattr(preemption, '_told', threading.Event())
+  before = signal.getsignal(signal.SIGTERM)
+  preemption.listen()
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+# Among the facts, which are then all scored, and at the third of ten windows.
+@pytest.mark.parametrize('told, asked', [(5, 25), (27, 27)])
+def test_told_to_stop(job, listening, told, asked):
+  whole = job('whole')
+  sequential.run(whole)
+  predictor = CountingPredictor(told_after=told)
+  part = job('part', predictor=predictor)
+  with pytest.raises(SystemExit) as stopped:
+    sequential.run(part)
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert predictor.asked == asked
+  log = part.workdir.samples('words', 0)
+  assert len(log.read_text().splitlines()) == asked - 24
+  part.workdir._lock.close()
+  preemption._told.clear()
+  sequential.run(job('part'))
   assert _content(part) == _content(whole)
 
 

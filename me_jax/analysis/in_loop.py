@@ -85,14 +85,15 @@ def make(
 def _weight_drift(model: LanguageModel, editor: Editor) -> Measure:
   """Of every kernel that the method edits; nothing of a method that edits none,
   nor before the first edit."""
+  kernel_of = lambda params, path: trees.to_host(trees.get(params, path))
   reference = functools.cache(
-    lambda path: weight_drift.reference(trees.get(model.params, path))
+    lambda path: weight_drift.reference(kernel_of(model.params, path))
   )
 
   def measure(step: int, params: Params) -> list[Metric]:
     found = []
     for path in editor.edited_paths if step else ():
-      kernel = np.asarray(trees.get(params, path))
+      kernel = kernel_of(params, path)
       drift = weight_drift.of_kernels(reference(path), kernel)
       for name, value in drift._asdict().items():
         if name != 'dtype':

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from me_jax import trees
 from me_jax.config.saliency import LOSSES
 from me_jax.engines.padding import pad_mask
 from me_jax.generation import bucket
@@ -137,7 +138,7 @@ def saliency(
       _check(prompt, len(labels), exclude_bos)
     rows = [None] * len(prompts)
     for indices, batch in _batches(prompts, batch_size):
-      found = jax.device_get(run(params, batch))
+      found = trees.to_host(run(params, batch))
       for row, i in enumerate(indices):
         rows[i] = [part[row] for part in found]
     if not rows:

@@ -69,7 +69,7 @@ class HubTable:
       rows = datasets.load_dataset(
         self.repo, self.config, split=self.split, revision=self.revision
       )
-      files.write_atomic(path, self.to_text(rows))
+      files.replace(path, self.to_text(rows))
     return path
 
 

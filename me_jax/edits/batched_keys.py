@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from me_jax import sharding
+from me_jax import sharding, trees
 from me_jax.edits import packing
 from me_jax.edits.packing import Packed
 from me_jax.edits.rows import Rows
@@ -92,7 +92,7 @@ def enter(
   def stream(rows: list[Rows]) -> Stream:
     packed = packing.pack(rows, sharding.data_size(mesh))
     packed = packing.shard(packed, mesh)
-    x = jax.device_get(_enter(config, params, packed, layer=layer))
+    x = trees.to_host(_enter(config, params, packed, layer=layer))
     return Stream(packed, x, layer)
 
   groups = []
@@ -129,7 +129,7 @@ def look(
   mesh = sharding.mesh_of(params)
   keys, outputs, climbed = [], [], []
   for group in groups:
-    at_bare, output = jax.device_get(
+    at_bare, output = trees.to_host(
       _bare(
         config,
         params,
@@ -143,7 +143,7 @@ def look(
     if group.others is not None:
       packed, x, start = group.others
       x = sharding.shard_rows(x, mesh)
-      at_others, x = jax.device_get(
+      at_others, x = trees.to_host(
         _others(config, params, packed, x, start=start, layer=layer)
       )
       at_rows.append(at_others)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from me_jax import sharding
+from me_jax import sharding, trees
 from me_jax.edits import packing, values
 from me_jax.edits.packing import Packed
 from me_jax.edits.rows import Rows
@@ -89,7 +89,7 @@ def find_targets(
   for start in range(0, len(requests), size):
     group = requests[start : start + size]
     packed = packing.pack(group, sharding.data_size(mesh))
-    starts, searches = jax.device_get(
+    starts, searches = trees.to_host(
       search(
         config,
         params,

@@ -126,7 +126,7 @@ def digest(edit: Edit) -> str:
   sha = hashlib.sha256()
   for path in sorted(edit):
     for array in edit[path]:
-      array = np.ascontiguousarray(jax.device_get(array))
+      array = np.ascontiguousarray(trees.to_host(array))
       sha.update(f'{path}:{array.shape}:{array.dtype}:'.encode())
       sha.update(array.tobytes())
   return sha.hexdigest()

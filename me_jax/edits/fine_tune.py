@@ -81,6 +81,7 @@ def fine_tune(
       search_config=search_config(config),
     )
     made: Edit = {path: Dense(found.delta)}
+    found = trees.to_host(found._replace(delta=None))
     _check_finite(requests, found)
     edit_lib.check_finite(made)
     return made, state, _infos(params, requests, texts, made, found)
@@ -154,8 +155,7 @@ def _infos(
   ((path, change),) = made.items()
   norm = float(edit_lib.frobenius_norm(change))
   relative = norm / float(jnp.linalg.norm(trees.get(params, path)))
-  losses = np.asarray(found.losses)[: int(found.num_evaluations)]
-  final = np.asarray(found.final_losses)
+  losses = found.losses[: int(found.num_evaluations)]
   warnings = _warnings(requests, relative)
   return [
     {
@@ -163,7 +163,7 @@ def _infos(
       'target_ids': list(text.targets),
       'boundary_merged': int(text.boundary_merged),
       'steps': [{'loss': loss} for loss in losses[:, i].tolist()],
-      'final_loss': float(final[i]),
+      'final_loss': float(found.final_losses[i]),
       'change_norm': norm,
       'relative_change_norm': relative,
       'warnings': warnings,

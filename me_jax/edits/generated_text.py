@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from me_jax import sampling
+from me_jax import sampling, trees
 from me_jax.models.language_model import LanguageModel
 
 STARTERS = ('The', 'Therefore', 'Because', 'I', 'You')
@@ -71,7 +71,7 @@ class GeneratedCorpus:
         num_new_tokens=new,
         top_k=top_k,
       )
-      for prompt, tokens in zip(prompts, np.asarray(drawn), strict=True):
+      for prompt, tokens in zip(prompts, trees.to_host(drawn), strict=True):
         ends = np.flatnonzero(tokens == model.tokenizer.eos_id)
         stop = ends[0] if ends.size else new
         yield [*prompt.tolist(), *tokens[:stop].tolist()]

@@ -20,11 +20,13 @@ import functools
 import hashlib
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from me_jax import trees
 from me_jax.config import GraceConfig
 from me_jax.data import token_ids
 from me_jax.data.request import EditRequest
@@ -127,6 +129,9 @@ def edit_one(
   joint = token_ids.joint_ids(tokenizer, request.text, request.target_new)
   row = grace_learning.build_row(joint, config.query)
   prepared = grace_learning.prepare(model, params, row, layer=config.layer)
+  prepared = prepared._replace(
+    key=_own(prepared.key), output=_own(prepared.output)
+  )
   _check_finite(request, prepared.key, prepared.output)
   bound = {'layer': config.layer, 'rule': config.replacement}
   book, edit_id = state.codebook, int(state.num_edits) + 1
@@ -156,15 +161,17 @@ def edit_one(
   start = book.values[written.entry]
   learned = None
   if _is_found(config, request, book, prepared.key, written.entry):
-    learned = grace_learning.learn(
-      model,
-      params,
-      row,
-      prepared,
-      start,
-      n_iter=config.n_iter,
-      edit_lr=config.edit_lr,
-      **bound,
+    learned = _own(
+      grace_learning.learn(
+        model,
+        params,
+        row,
+        prepared,
+        start,
+        n_iter=config.n_iter,
+        edit_lr=config.edit_lr,
+        **bound,
+      )
     )
     _check_finite(request, learned.value, learned.losses)
     values = book.values.at[written.entry].set(learned.value)
@@ -297,6 +304,12 @@ def _radii(book: Codebook) -> Info:
     'radius_min': float(radii.min()) if len(radii) else None,
     'radius_median': float(np.median(radii)) if len(radii) else None,
   }
+
+
+def _own(tree: Any) -> Any:
+  """Arrays beside the codebook, which lies on one device of each process
+  wherever the weights lie."""
+  return jax.tree.map(jnp.asarray, trees.to_host(tree))
 
 
 def _history(learned: grace_learning.Learned | None) -> list[Info]:

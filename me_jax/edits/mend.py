@@ -29,7 +29,7 @@ from me_jax.edits.editor import Editor, Info, one_by_one
 from me_jax.edits.mend_file import Trained
 from me_jax.edits.target_texts import TextRows
 from me_jax.models.config import ModelConfig
-from me_jax.trees import get
+from me_jax.trees import get, to_host
 from me_jax.typing import Params, Tokenizer
 
 
@@ -69,7 +69,7 @@ def edit_one(
 ) -> tuple[Edit, Info]:
   """The changes of the kernels for one request, and how they came about."""
   text = target_texts.text(tokenizer, request.text, request.target_new)
-  changes, kept, loss, gradient_norm = jax.device_get(
+  changes, kept, loss, gradient_norm = to_host(
     _change(
       model,
       params,

@@ -25,7 +25,6 @@ shows.
 import logging
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,7 +37,7 @@ from me_jax.edits.edit import LARGEST_RELATIVE_NORM, Edit, LowRank
 from me_jax.edits.editor import Editor, Info, check_layer, one_by_one
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.config import ModelConfig
-from me_jax.trees import get
+from me_jax.trees import get, to_host
 from me_jax.typing import Params, Tokenizer
 
 SMALLEST_KEY_COSINE = 1e-2  # below, the change is out of proportion
@@ -102,7 +101,7 @@ def edit_one(
   prepared = values.prepare(
     model, params, rows, layer=config.layer, site='mlp/out'
   )
-  found = jax.device_get(
+  found = to_host(
     values.search(
       model,
       params,
@@ -112,8 +111,9 @@ def edit_one(
       search_config=search_config(config),
     )
   )
+  keys, outputs = to_host((prepared.keys, prepared.outputs))
   # All but the last row, which belongs to the divergence.
-  keys = np.asarray(prepared.keys, np.float64)[:-1]
+  keys = keys[:-1].astype(np.float64)
   if not (np.isfinite(keys).all() and np.isfinite(found.delta).all()):
     raise FloatingPointError(
       f'Case {request.case_id!r}: the model gives non-finite keys or '
@@ -132,7 +132,7 @@ def edit_one(
     'boundary_merged': notes.boundary_merged,
     'lookup_disagrees': notes.lookup_disagrees,
     'lookup_position': int(rows.lookups[0]),
-    'start_norm': float(np.linalg.norm(prepared.outputs[0])),
+    'start_norm': float(np.linalg.norm(outputs[0])),
     'delta_norm': float(np.linalg.norm(found.delta)),
     'steps': values.history(found),
     'key_cosine': key_cosine,

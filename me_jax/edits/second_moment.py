@@ -14,13 +14,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from me_jax import files
+from me_jax import files, processes
 from me_jax.edits import tensor_file
 from me_jax.models.language_model import LanguageModel
 
@@ -90,6 +90,13 @@ def layer_directory(directory: files.PathLike, layer: int) -> pathlib.Path:
 def is_stored(directory: files.PathLike, layer: int) -> bool:
   """Whether there is a C of this layer, of whatever fingerprint."""
   return _record_path(directory, layer).is_file()
+
+
+def stored(directory: files.PathLike, layers: Sequence[int]) -> list[int]:
+  """Those of `layers` of which there is a C, the same for all processes."""
+  return processes.from_first(
+    lambda: [layer for layer in layers if is_stored(directory, layer)]
+  )
 
 
 def save(directory: files.PathLike, moment: SecondMoment) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from me_jax import files, sharding
+from me_jax import files, preemption, processes, sharding, trees
 from me_jax.edits import second_moment, tensor_file, text_batches
 from me_jax.models import attention, llama, sites
 from me_jax.models.config import ModelConfig
@@ -67,8 +67,7 @@ def collect(
   expected = {l: second_moment.fingerprint(model, l, spec) for l in layers}
   moments = {
     l: second_moment.load(directory, l, expected[l])
-    for l in layers
-    if second_moment.is_stored(directory, l)
+    for l in second_moment.stored(directory, layers)
   }
   missing = tuple(l for l in layers if l not in moments)
   if not missing:
@@ -87,7 +86,9 @@ def collect(
       'groups': groups,
     },
   )
-  done, sums = snapshot.load(missing, model.config.mlp_dim)
+  done, sums = 0, {l: np.zeros((model.config.mlp_dim,) * 2) for l in missing}
+  if processes.from_first(snapshot.path.is_file):
+    done, sums = processes.from_first(lambda: snapshot.load(missing))
   tokens = sum(len(token_rows[i]) for b in plan[:done] for i in b.rows)
   progress(tokens)
   saved_at = time.monotonic()
@@ -102,13 +103,16 @@ def collect(
   )
   for batch, grams in zip(plan[done:], results, strict=True):
     for layer in missing:
-      sums[layer] += np.asarray(grams[layer])
+      sums[layer] += trees.to_host(grams[layer])
     done += 1
     tokens += sum(len(token_rows[i]) for i in batch.rows)
-    if time.monotonic() - saved_at >= snapshot_seconds:
+    is_told = preemption.is_told()
+    if is_told or time.monotonic() - saved_at >= snapshot_seconds:
       snapshot.save(done, sums)
       saved_at = time.monotonic()
     progress(tokens)
+    if is_told:
+      preemption.stop()
 
   for layer in missing:
     # A matrix product need not be symmetric to the last bit.
@@ -121,7 +125,8 @@ def collect(
       layer=layer, mean=mean, count=tokens, fingerprint=expected[layer]
     )
     second_moment.save(directory, moments[layer])
-  snapshot.path.unlink(missing_ok=True)
+  if processes.is_first():
+    snapshot.path.unlink(missing_ok=True)
   return {l: moments[l] for l in layers}
 
 
@@ -189,12 +194,8 @@ class _Snapshot:
       },
     )
 
-  def load(
-    self, layers: Sequence[int], dim: int
-  ) -> tuple[int, dict[int, np.ndarray]]:
-    """Batches done and float64 sums; zeros if there is no file."""
-    if not self.path.is_file():
-      return 0, {layer: np.zeros((dim, dim)) for layer in layers}
+  def load(self, layers: Sequence[int]) -> tuple[int, dict[int, np.ndarray]]:
+    """Batches done and float64 sums."""
     tensors, metadata = tensor_file.read(self.path)
     lines = second_moment.differences(
       json.loads(metadata['collection']), self.collection

@@ -56,8 +56,7 @@ def ensure(
     layer: second_moment.load(
       directory, layer, second_moment.fingerprint(model, layer, known)
     )
-    for layer in layers
-    if second_moment.is_stored(directory, layer)
+    for layer in second_moment.stored(directory, layers)
   }
   missing = sorted(set(layers) - set(moments))
   if missing:

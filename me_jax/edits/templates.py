@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from me_jax import sampling
+from me_jax import sampling, trees
 from me_jax.models.config import ModelConfig
 from me_jax.typing import Params, Tokenizer
 
@@ -67,7 +67,8 @@ def draw_templates(
         top_k=_TOP_K,
       )
       templates.extend(
-        _template(tokenizer.decode([*ids, *row])) for row in new.tolist()
+        _template(tokenizer.decode([*ids, *row]))
+        for row in trees.to_host(new).tolist()
       )
   return tuple(templates)
 

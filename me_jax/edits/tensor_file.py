@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from me_jax import files
+from me_jax import files, processes
 
 _DIGEST = 'sha256'
 
@@ -36,6 +36,8 @@ def write(
   Raises:
     OSError: The disk is full or not writable; the message says what to do.
   """
+  if not processes.is_first():
+    return
   path = pathlib.Path(path)
   partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}

@@ -142,7 +142,7 @@ class Scorer:
         return None
       x = store.get(_key(ids, ()))
       if x is None:
-        x = np.asarray(compute_lower()[0][0, : len(ids)])
+        x = trees.to_host(compute_lower()[0])[0, : len(ids)]
         store.keep(_key(ids, ()), x)
       padded = np.zeros((1, tokens, x.shape[1]), x.dtype)
       padded[0, : len(ids)] = x
@@ -160,7 +160,7 @@ class Scorer:
       else:
         x = self._score_lower(state, lower(), tokens, *packed)
         if store.has_room:
-          on_host = np.asarray(x)
+          on_host = trees.to_host(x)
           for i, key in enumerate(keys):
             store.keep(key, on_host[i, : lengths[i]])
       return self._score_upper(state, upper(), x, at, targets, *packed)

@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from me_jax import trees
 from me_jax.engines import decoding
 from me_jax.typing import GenerateRequest, GenerateResult, Tokenizer
 
@@ -89,7 +89,7 @@ class Stream:
       if longest + steps > room < self.new:
         rows = self.device.grow(rows, min(_GROWTH * room, self.new))
       rows = self.device.decode(rows, steps)
-      tokens, counts, stops = jax.device_get(
+      tokens, counts, stops = trees.to_host(
         (rows.tokens, rows.count, rows.stop)
       )
       for row, answer in list(running.items()):
@@ -143,7 +143,7 @@ class Stream:
       ids[place, slots - len(own) :] = own
       lengths[place] = len(own)
     prompts = self.device.prefill(ids, lengths)
-    tokens, stops = jax.device_get((prompts.token, prompts.stop))
+    tokens, stops = trees.to_host((prompts.token, prompts.stop))
     places = np.full(size, self.batch, np.int32)
     limits = np.zeros(size, np.int32)
     for place, (index, request) in enumerate(taken):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
-from me_jax import files, trees
+from me_jax import files, preemption, processes, trees
 from me_jax.evals import aggregates, samples
 from me_jax.evals.subset import subset
 from me_jax.evals.task import (
@@ -138,8 +138,8 @@ def evaluate(
 
   Every answer is appended to the log `path` as it comes, and an interrupted
   evaluation resumes: no stored answer is asked for again but for the company
-  of likelihoods, see `_groups`. Answers are scored beside the device; the
-  scores are written when all are there.
+  of likelihoods, see `_groups`. Answers are scored beside the device, of many
+  processes by the first; the scores are written when all are there.
 
   Args:
     selection: What to ask.
@@ -167,12 +167,13 @@ def evaluate(
   }
   stored = samples.read_samples(path, **whose)
   _check_answers(selection, stored, path)
+  score = task.score if processes.is_first() else _not_scored
   with (
     futures.ThreadPoolExecutor(_SCORERS) as pool,
     progress(len(items)) as report,
   ):
     scores = {
-      item.id: pool.submit(task.score, item, stored[item.id])
+      item.id: pool.submit(score, item, stored[item.id])
       for item in items
       if item.id in stored
     }
@@ -188,11 +189,18 @@ def evaluate(
           record |= {'lookups': known.lookups[item.id]}
         writer.add(record)
         stored[item.id] = record
-        scores[item.id] = pool.submit(task.score, item, record)
+        scores[item.id] = pool.submit(score, item, record)
         report(len(scores))
+        preemption.stop_if_told()
     samples.put_in_order(path, items, stored)
-    found = {name: score.result() for name, score in scores.items()}
-  return _write_scores(selection, stored, found, scores_path)
+    return processes.from_first(
+      lambda: _write_scores(
+        selection,
+        stored,
+        {name: score.result() for name, score in scores.items()},
+        scores_path,
+      )
+    )
 
 
 def score(
@@ -285,6 +293,11 @@ def _write_scores(
     *selection.task.aggregate(answered, complete=selection.is_complete),
     *aggregates.lookups(answered),
   ]
+
+
+def _not_scored(item: Item, record: Record) -> Record:
+  del item, record
+  return {}
 
 
 def _copied(

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from types import TracebackType
 
-from me_jax import files
+from me_jax import files, processes
 from me_jax.evals.task import Item, Record
 
 _KEYS = (
@@ -32,7 +32,7 @@ def read_samples(
   state_fingerprint: str | None,
   state_checksum: str | None = None,
 ) -> dict[str, Record]:
-  """The records by doc_id.
+  """The records by doc_id, the same on all of many processes.
 
   Args:
     path: The log.
@@ -45,7 +45,8 @@ def read_samples(
       twice.
   """
   stored: dict[str, Record] = {}
-  for number, record in enumerate(files.read_jsonl(path), start=1):
+  records = processes.from_first(lambda: files.read_jsonl(path))
+  for number, record in enumerate(records, start=1):
     where = f'{pathlib.Path(path)}:{number}'
     missing = set(_KEYS) - set(record)
     if missing:

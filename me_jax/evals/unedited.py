@@ -7,7 +7,7 @@ checked against them when it is read. Deleting it costs time, no numbers.
 
 import pathlib
 
-from me_jax import files, trees
+from me_jax import files, processes, trees
 from me_jax.evals.runner import Selection
 from me_jax.typing import ModelState
 
@@ -29,13 +29,13 @@ class UneditedAnswers:
       Where they are, or would be: what `keep` wants.
     """
     kept = self._path(selection, state)
-    if kept.is_file() and not log.exists():
+    if processes.is_first() and kept.is_file() and not log.exists():
       files.write_atomic(log, kept.read_bytes())
     return kept
 
   def keep(self, kept: pathlib.Path, log: pathlib.Path) -> None:
     """Keeps a finished log for other runs."""
-    if not kept.exists():
+    if processes.is_first() and not kept.exists():
       files.write_atomic(kept, log.read_bytes())
 
   def _path(self, selection: Selection, state: ModelState) -> pathlib.Path:

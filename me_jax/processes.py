@@ -1,0 +1,104 @@
+"""One program on many processes, of which the first reads and writes results.
+
+Every process runs the same Python on one mesh of all their devices. What they
+compute is computed together, so all call the same functions in the same order,
+and what comes of it is read in whole (`trees.to_host`), the same everywhere.
+Results are on the disk of process 0: what is there the others hear from it. In
+a program of one process nothing of this takes place.
+"""
+
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from me_jax import trees
+
+T = TypeVar('T')
+
+_ROOM = 1 << 16  # bytes that are sent at least
+
+
+def are_many() -> bool:
+  """Whether this is one of several processes; touches no device."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+  """Whether this process reads and writes results."""
+  return not are_many() or jax.process_index() == 0
+
+
+def meet(mesh: Mesh) -> None:
+  """Connects all processes along the axes of a mesh.
+
+  A first meeting of processors is given up after half a minute, later ones are
+  not: so this belongs where none is much behind the others.
+  """
+  for axes in (*mesh.axis_names, mesh.axis_names):
+    add_up = jax.shard_map(
+      functools.partial(jax.lax.psum, axis_name=axes),
+      mesh=mesh,
+      in_specs=P(),
+      out_specs=P(),
+      check_vma=False,
+    )
+    jax.block_until_ready(jax.jit(add_up)(np.zeros((), np.float32)))
+
+
+def from_first(make: Callable[[], T]) -> T:
+  """What `make` gives on process 0, on all. What it raises there, all raise.
+
+  All processes must call it, and `make` must not call it again.
+
+  Args:
+    make: Called on process 0 alone.
+  """
+  if not are_many():
+    return make()
+  value = error = None
+  if is_first():
+    try:
+      value = make()
+    except Exception as e:  # Whatever it is, the others wait for an answer.
+      error = e
+  # All are processes of one program, so what is sent can be trusted.
+  sent = _broadcast(pickle.dumps((value, error)) if is_first() else b'')
+  if not is_first():
+    value, error = pickle.loads(sent)
+  if error is not None:
+    raise error
+  return value
+
+
+def as_on_first(tree: Any) -> Any:
+  """A pytree of arrays with the bits of process 0, on all.
+
+  What each has worked out on its host may differ in the last digit where their
+  machines do.
+  """
+  if not are_many():
+    return tree
+  arrays = trees.to_host(tree)
+  return jax.tree.map(jnp.asarray, from_first(lambda: arrays))
+
+
+def _broadcast(content: bytes) -> bytes:
+  """The content that process 0 gives."""
+  size = int(_send(np.array([len(content)], np.uint32))[0])
+  # Of few sizes, for each is compiled.
+  room = max(_ROOM, 1 << (size - 1).bit_length())
+  padded = np.zeros(room, np.uint8)
+  padded[: len(content)] = np.frombuffer(content, np.uint8)
+  return _send(padded)[:size].tobytes()
+
+
+def _send(array: np.ndarray) -> Any:
+  return multihost_utils.broadcast_one_to_all(array)

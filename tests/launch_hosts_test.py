@@ -1,0 +1,193 @@
+"""Runs of several processes on this machine; a random model of one layer."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from small_model import small_model
+
+from launch import hosts
+from me_jax import results
+from me_jax.checkpoints import read_records
+from me_jax.models import convert
+from me_jax.workdir import RunFiles
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+_SECONDS = 600  # for what takes some ten on an idle machine
+_TASKS = ('sample_ppl', 'commonsenseqa@256')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory, tiny):
+  """A directory with a model and questions."""
+  root = tmp_path_factory.mktemp('hosts')
+  convert.write_hf(root / 'model', small_model(tiny, 1))
+  for split, count in (('train', 8), ('dev', 2)):
+    path = root / 'commonsenseqa' / f'{split}_rand_split.jsonl'
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(_question(split, i)) + '\n' for i in range(count)]
+    path.write_text(''.join(lines))
+  return root
+
+
+def _question(split, i):
+  choices = [{'label': x, 'text': f'{x}{i}'} for x in 'ABCDE']
+  return {
+    'id': f'{split}{i}',
+    'answerKey': 'ABCDE'[i % 5],
+    'question': {'stem': f'Q{i}?', 'choices': choices},
+  }
+
+
+@pytest.fixture
+def start(root):
+  """A function that starts a run on four devices, in so many processes."""
+  started = []
+
+  def start(count, workdir):
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      port = s.getsockname()[1]
+    env = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': str(4 // count),
+      # Compiling takes most of the time here.
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      # Not one for all: the unedited model would be asked once for all runs.
+      'ME_JAX_CACHE': str(workdir) + '_cache',
+    }
+    for i in range(count):
+      others = [
+        f'--coordinator_address=127.0.0.1:{port}',
+        f'--num_processes={count}',
+        f'--process_id={i}',
+        '--process_timeout=20',
+      ]
+      started.append(
+        subprocess.Popen(
+          [
+            *(sys.executable, '-m', 'launch.run', '--mesh=2x2'),
+            f'--config=experiments/quickstart.py:model={root / "model"}',
+            '--config.method.layer=0',
+            '--config.method.mom2_adjustment=False',
+            '--config.method.v_num_grad_steps=2',
+            "--config.method.context_templates=('{}', 'So it goes. {}')",
+            '--config.num_edits=1',
+            '--config.eval_steps=(0,1)',
+            '--config.limit=2',
+            '--config.evals.exemplars=fixed',
+            f'--config.tasks={",".join(_TASKS)}',
+            f'--data_root={root}',
+            f'--workdir={workdir}',
+            *(others if count > 1 else ()),
+          ],
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+          env=env,
+          cwd=_REPO,
+        )
+      )
+    return started[-count:]
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def _await(path, processes):
+  """Returns when there is something in a file that the processes write."""
+  end = time.monotonic() + _SECONDS
+  while not path.is_file() or not path.stat().st_size:
+    ended = [p for p in processes if p.poll() is not None]
+    assert not ended, ended[0].communicate()[1]
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def _ends(processes):
+  """Exit codes and what was said on stdout and stderr."""
+  said = [process.communicate(timeout=_SECONDS) for process in processes]
+  return [process.returncode for process in processes], *zip(*said, strict=True)
+
+
+def _content(path):
+  """All that a run left, in numbers and texts; and what is no number."""
+  place = RunFiles(path)
+  records = [json.loads(r) for r in place.triangle.read_text().splitlines()]
+  edits = [r['info'] for r in read_records(place.checkpoints)]
+  rows = [{**vars(row), 'run': ''} for row in results.read_rows(place.results)]
+  answers = [
+    json.loads(line)
+    for task in _TASKS
+    for step in (0, 1)
+    for line in place.samples(task, step).read_text().splitlines()
+  ]
+  return {'edits': edits, 'rows': rows, 'facts': records, 'answers': answers}
+
+
+def _assert_same(found, expected, where=''):
+  """Equal but for rounding, and what follows from it: names of states."""
+  if isinstance(expected, dict):
+    assert found.keys() == expected.keys(), where
+    for key, value in expected.items():
+      if not key.startswith(('state', 'copied')):
+        _assert_same(found[key], value, f'{where}/{key}')
+  elif isinstance(expected, list):
+    assert len(found) == len(expected), where
+    for i, value in enumerate(expected):
+      _assert_same(found[i], value, f'{where}/{i}')
+  elif isinstance(expected, float):
+    np.testing.assert_allclose(found, expected, 1e-4, 1e-6, err_msg=where)
+  else:
+    assert found == expected, where
+
+
+def test_processes_die_are_stopped_and_become_more_and_fewer(start, root):
+  """The same comes out as of one process that nothing happens to."""
+  run, whole = root / 'run', root / 'whole'
+  # One of two dies.
+  first, second = start(2, run)
+  _await(RunFiles(run).samples(_TASKS[0], 0), [first, second])
+  second.kill()
+  [code], _, [said] = _ends([first])
+  assert code not in (0, None)
+  assert 'Error' in said or 'another task died' in said
+  # One of four is told to stop, which all do after the edit they are at.
+  four = start(4, run)
+  _await(RunFiles(run).scores(_TASKS[1], 0), four)
+  four[2].terminate()
+  codes, _, said = _ends(four)
+  assert codes == [128 + signal.SIGTERM] * 4, said
+  assert 'Stopped by SIGTERM. The same command resumes.' in said[0]
+  assert len(read_records(RunFiles(run).checkpoints)) == 1
+  assert not RunFiles(run).scores(_TASKS[1], 1).exists()
+  # Two end what four have begun.
+  codes, said, errors = _ends(start(2, run))
+  assert codes == [0, 0], errors
+  assert 'on 4 x cpu as 2x2 in 2 processes' in said[0]
+  assert 'Model: ' not in said[1]
+
+  [code], _, errors = _ends(start(1, whole))
+  assert code == 0, errors
+  _assert_same(_content(run), _content(whole))
+
+
+def test_who_is_told_half_is_told_what_is_missing(monkeypatch):
+  given = {'_COORDINATOR': 'node0:1', '_NUM_PROCESSES': None, '_PROCESS_ID': 0}
+  for name, value in given.items():
+    monkeypatch.setattr(hosts, name, types.SimpleNamespace(value=value))
+  with pytest.raises(ValueError, match='there is no --num_processes'):
+    hosts.start()
