@@ -193,7 +193,12 @@ def with_sharding_of(old: jax.Array, new: jax.Array) -> jax.Array:
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """All of the arrays on each device; as they are without a mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, P())) if mesh else tree
+  return jax.device_put(tree, whole(mesh)) if mesh else tree
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+  """Of arrays that each device has all of."""
+  return NamedSharding(mesh, P())
 
 
 def data_size(mesh: Mesh | None) -> int:
@@ -210,6 +215,12 @@ def cache_sharding(config: ModelConfig, mesh: Mesh) -> NamedSharding:
   """Of keys and values [B, K, ...]: rows dealt, heads cut as their kernels."""
   is_cut = config.num_kv_heads % mesh.shape[MODEL] == 0
   return NamedSharding(mesh, P(DATA, MODEL) if is_cut else P(DATA))
+
+
+def prefix_sharding(config: ModelConfig, mesh: Mesh) -> NamedSharding:
+  """Of keys and values [K, ...] that all rows have in common."""
+  is_cut = config.num_kv_heads % mesh.shape[MODEL] == 0
+  return NamedSharding(mesh, P(MODEL) if is_cut else P())
 
 
 def shard_rows(tree: Any, mesh: Mesh | None) -> Any:

@@ -85,7 +85,7 @@ def collect(
   progress(tokens)
   saved_at = time.monotonic()
   results = _one_ahead(
-    _grams(model.config, missing, model.params, *b.arrays(token_rows))
+    grams(model.config, missing, model.params, *b.arrays(token_rows))
     for b in plan[done:]
   )
   for batch, grams in zip(plan[done:], results, strict=True):
@@ -114,7 +114,7 @@ def collect(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _grams(
+def grams(
   config: ModelConfig,
   layers: tuple[int, ...],
   params: Params,
