@@ -76,8 +76,10 @@ def main(argv: list[str]) -> None:
 
 
 def _report() -> str:
-  # Else the compiler for TPUs asks the network what machine this is.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  if _TOPOLOGY.value != topology.LOCAL:
+    # No TPU is used: none is asked for over the network, and none is locked.
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   devices = topology.devices(_TOPOLOGY.value)
   chip = chips.chip(devices[0])
   meshes = _MESHES.value or [

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import jax
 
-# Products of float32 are made of six of bfloat16: the highest precision of XLA
-# on TPUs, which is that of every float32 model here. Of three: 'high'.
+# On TPUs products of float32 are made of so many of bfloat16, by XLA's
+# precision. That of a float32 model here is the highest.
 PASSES = {'highest': 6, 'high': 3, 'default': 1}
 
 
@@ -31,6 +31,14 @@ class Chip(NamedTuple):
   def peak_float32(self) -> float:
     """FLOP/s of products of float32."""
     return self.peak / PASSES['highest']
+
+  def __str__(self) -> str:
+    return (
+      f'{self.name}: {self.hbm / 1e9:.1f} GB at '
+      f'{self.hbm_bandwidth / 1e9:,.0f} GB/s, {self.peak / 1e12:,.0f} TFLOP/s '
+      f'in bfloat16 and {self.peak_float32 / 1e12:,.0f} in float32, links of '
+      f'{self.ici_bandwidth / 1e9:,.0f} GB/s.'
+    )
 
 
 # By `jax.Device.device_kind`. Sources: the pages "TPU v5e", "TPU v5p" and

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from me_jax.capacity import compiled_text, traffic
+from me_jax.capacity import chips, compiled_text, traffic
 from me_jax.capacity.compiled_text import Computation, Instruction, Program
 
 _COLLECTIVES = frozenset(
@@ -24,8 +24,6 @@ _COLLECTIVES = frozenset(
     'reduce-scatter',
   )
 )
-# On TPUs products of float32 are made of so many of bfloat16.
-PASSES = {'highest': 6, 'high': 3, 'default': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _collective(kind: str, visit: _Visit) -> Collective:
 def _passes(computation: Computation, i: Instruction) -> int:
   dtypes = {computation[name].arrays[0].dtype for name in i.operands}
   precision = re.search(r'operand_precision={(\w+)', i.rest)
-  return PASSES[precision[1]] if precision and 'f32' in dtypes else 1
+  return chips.PASSES[precision[1]] if precision and 'f32' in dtypes else 1
 
 
 def _flops(computation: Computation, i: Instruction) -> int:

@@ -43,6 +43,7 @@ def main_table(title: str, found: Estimates, chip: Chip | None) -> Table:
       )
       for key, one in found.items()
     ],
+    notes=[str(chip)] if chip else [],
   )
 
 
