@@ -15,7 +15,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import tqdm
@@ -70,12 +70,12 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   log.show_warnings()
   try:
-    print(_report())
+    _report_all()
   except ValueError as e:
     sys.exit(f'Error: {e}')
 
 
-def _report() -> str:
+def _report_all() -> None:
   if _TOPOLOGY.value != topology.LOCAL:
     # No TPU is used: none is asked for over the network, and none is locked.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
@@ -88,19 +88,32 @@ def _report() -> str:
     if len(devices) % n == 0
   ]
   settings = {name: _setting(name, devices) for name in meshes}
-  found = {
-    (function, name): _estimate(at, function, name, chip)
-    for function in _FUNCTIONS.value
-    for name, at in settings.items()
-  }
   kind = chip.name if chip else devices[0].device_kind
-  title = f'{_MODEL.value}, {_DTYPE.value}, {len(devices)} x {kind}'
+  print(f'## {_MODEL.value}, {_DTYPE.value}, {len(devices)} x {kind}\n')
+  if chip:
+    print(f'{chip}\n')
+  for function in _FUNCTIONS.value:
+    # Each by itself: compiling takes long, and what is known is there.
+    print(_report(function, settings, chip), flush=True)
+
+
+def _report(
+  function: str,
+  settings: Mapping[str, functions.Setting],
+  chip: chips.Chip | None,
+) -> str:
+  found = {
+    name: _estimate(at, function, name, chip) for name, at in settings.items()
+  }
   tables = (
-    report.main_table(title, found, chip),
-    report.collectives_table(found),
+    report.main_table(function, found, chip),
+    report.collectives_table(function, found),
   )
-  lines = [*(report.best(found, chip) if chip else []), *report.gathered(found)]
-  return '\n'.join((*map(table_forms.markdown, tables), *lines))
+  lines = [
+    *([report.best(function, found, chip)] if chip else []),
+    *report.gathered(function, found),
+  ]
+  return '\n'.join((*map(table_forms.markdown, tables), *lines, ''))
 
 
 def _setting(name: str, devices: Sequence[jax.Device]) -> functions.Setting:

@@ -8,22 +8,22 @@ from me_jax.capacity.chips import Chip
 from me_jax.capacity.estimate import Estimate
 from me_jax.reporting.table import Cell, Line, Table
 
-# By function and mesh; a text says why there is none.
-Estimates = Mapping[tuple[str, str], Estimate | str]
+# By mesh; a text says why there is none.
+Estimates = Mapping[str, Estimate | str]
 
 
-def main_table(title: str, found: Estimates, chip: Chip | None) -> Table:
-  """Memory, work and time of each function on each mesh.
+def main_table(function: str, found: Estimates, chip: Chip | None) -> Table:
+  """Memory, work and time of a function on each mesh.
 
   Args:
-    title: Of the table.
+    function: Its name.
     found: The estimates.
     chip: On which; None if nothing is known of it: then there are no times.
   """
   return Table(
-    name='capacity',
-    title=title,
-    heads=('function', 'mesh'),
+    name=function,
+    title=function,
+    heads=('mesh',),
     columns=(
       'arguments GB',
       'temporaries GB',
@@ -34,32 +34,31 @@ def main_table(title: str, found: Estimates, chip: Chip | None) -> Table:
       'sent GB',
       'bound ms',
       'by',
-      'ms each',
+      'each',
     ),
     lines=[
       Line(
-        key,
+        (mesh,),
         [None] * 9 + [one] if isinstance(one, str) else _cells(one, chip),
       )
-      for key, one in found.items()
+      for mesh, one in found.items()
     ],
-    notes=[str(chip)] if chip else [],
   )
 
 
-def collectives_table(found: Estimates) -> Table:
+def collectives_table(function: str, found: Estimates) -> Table:
   """What passes between devices."""
   lines = []
-  for (function, mesh), one in found.items():
+  for mesh, one in found.items():
     if isinstance(one, str):
       continue
-    groups = collections.defaultdict(list)
+    alike = collections.defaultdict(list)
     for c in one.costs.collectives:
       crosses = estimate_lib.crosses_data(one.mesh, c)
-      groups[c.kind, crosses, c.in_loop].append(c)
+      alike[c.kind, crosses, c.in_loop].append(c)
     lines += [
       Line(
-        (function, mesh, kind),
+        (mesh, kind),
         [
           'data' if crosses else 'model',
           'yes' if in_loop else 'no',
@@ -68,47 +67,39 @@ def collectives_table(found: Estimates) -> Table:
           Cell(sum(c.times * c.nbytes for c in members) / 1e6, digits=1),
         ],
       )
-      for (kind, crosses, in_loop), members in sorted(groups.items())
+      for (kind, crosses, in_loop), members in sorted(alike.items())
     ]
   return Table(
-    name='collectives',
-    title='Between devices, on each',
-    heads=('function', 'mesh', 'kind'),
+    name=f'{function}_collectives',
+    title=f'{function}, between devices, on each',
+    heads=('mesh', 'kind'),
     columns=('along', 'in a loop', 'times', 'largest MB', 'in all MB'),
     lines=lines,
   )
 
 
-def best(found: Estimates, chip: Chip) -> list[str]:
-  """For each function a sentence: where it fits and is fastest."""
-  by_function = collections.defaultdict(dict)
-  for (function, mesh), one in found.items():
-    by_function[function][mesh] = one
-  sentences = []
-  for function, by_mesh in by_function.items():
-    fits = {
-      mesh: _seconds(one, chip) / one.amount
-      for mesh, one in by_mesh.items()
-      if isinstance(one, Estimate) and one.memory <= chip.hbm
-    }
-    if not fits:
-      sentences.append(f'{function}: fits none of {", ".join(by_mesh)}.')
-      continue
-    mesh = min(fits, key=fits.get)
-    unit = by_mesh[mesh].unit
-    sentences.append(
-      f'{function}: fits {", ".join(fits)}; fastest on {mesh}, '
-      f'{_rate(fits[mesh], unit)} at best.'
-    )
-  return sentences
+def best(function: str, found: Estimates, chip: Chip) -> str:
+  """A sentence: where a function fits and is fastest."""
+  fits = {
+    mesh: max(one.seconds(chip).values()) / one.amount
+    for mesh, one in found.items()
+    if isinstance(one, Estimate) and one.memory <= chip.hbm
+  }
+  if not fits:
+    return f'{function}: fits none of {", ".join(found)}.'
+  mesh = min(fits, key=fits.get)
+  return (
+    f'{function}: fits {", ".join(fits)}; fastest on {mesh}, '
+    f'{_rate(fits[mesh], found[mesh].unit)} at best.'
+  )
 
 
-def gathered(found: Estimates) -> list[str]:
-  """A sentence for each function that puts a parameter together."""
+def gathered(function: str, found: Estimates) -> list[str]:
+  """A sentence for each mesh on which a parameter is put together."""
   return [
     f'{function} on {mesh} gathers all of {", ".join(one.gathered[:3])}'
     f'{" and others" if len(one.gathered) > 3 else ""}.'
-    for (function, mesh), one in found.items()
+    for mesh, one in found.items()
     if isinstance(one, Estimate) and one.gathered
   ]
 
@@ -134,12 +125,8 @@ def _cells(one: Estimate, chip: Chip | None) -> Sequence[Cell | str | None]:
     *cells,
     Cell(1e3 * seconds[name], digits=2),
     name,
-    f'{each:.3g} a {one.unit}',
+    f'{each:.3g} ms a {one.unit}',
   ]
-
-
-def _seconds(one: Estimate, chip: Chip) -> float:
-  return max(one.seconds(chip).values())
 
 
 def _rate(seconds: float, unit: str) -> str:
