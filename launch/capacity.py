@@ -58,8 +58,8 @@ _DTYPE = flags.DEFINE_enum(
 _EFFORT = flags.DEFINE_float(
   'effort',
   -1.0,
-  "Of the compiler, from -1 to 0, JAX's own. With the least it takes a tenth "
-  'of the time; temporaries and bytes moved are upper bounds then.',
+  "Of the compiler, from -1 to 0, JAX's own. The least takes less time, for "
+  'score a tenth; temporaries and bytes moved are more than they need be.',
   lower_bound=-1.0,
   upper_bound=0.0,
 )

@@ -68,8 +68,8 @@ def estimate(at: Setting, name: str, effort: float) -> Estimate:
   Args:
     at: The model and where it lies.
     name: One of `functions.FUNCTIONS`.
-    effort: Of the compiler, -1 to 0. With the least it takes a tenth of the
-      time; FLOPs and collectives are the same, but more passes through memory.
+    effort: Of the compiler, -1 to 0, JAX's own. With the least FLOPs and
+      collectives are the same, but more passes through memory.
 
   Raises:
     TooLarge: The compiler found no room for it.
