@@ -80,6 +80,33 @@ operand_precision={highest,highest}, metadata={op_name="x"}
   assert found.nbytes == 4 * 4 * 128 * 1024
 
 
+def test_what_a_fusion_only_hands_on_is_read():
+  """A kernel on its way into a product, as libtpu 0.0.42 writes it."""
+  text = """HloModule m
+
+%turn (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  ROOT %turned = f32[64,128]{1,0} bitcast(%p)
+}
+
+%product (x: f32[8,64], w: f32[64,128]) -> f32[8,128] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %w = f32[64,128]{1,0} parameter(1)
+  %kernel = f32[64,128]{1,0} fusion(%w), kind=kLoop, calls=%turn
+  ROOT %y = f32[8,128]{1,0:S(1)} convolution(%x, %kernel), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[8,64], w: f32[64,128]) -> f32[8,128] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %w = f32[64,128]{1,0} parameter(1)
+  ROOT %y = f32[8,128]{1,0:S(1)} fusion(%x, %w), kind=kOutput, calls=%product
+}
+"""
+  found = costs.costs(text)
+  assert found.nbytes == 4 * 64 * 128
+  assert found.flops == 2 * 8 * 64 * 128
+
+
 @pytest.mark.parametrize(
   'rest, expected',
   [

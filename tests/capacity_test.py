@@ -112,6 +112,8 @@ def test_memory_and_flops(setting, estimates):
   tokens = one.amount / setting.data
   least = 2 * weights * tokens / setting.mesh.shape['model']
   assert least <= one.costs.flops < 1.2 * least
+  # All of them are read at each step.
+  assert one.costs.nbytes > least / tokens * 2 * _SMALL.decode_steps
   assert one.amount == 4 * 2 * _SMALL.decode_steps
 
 

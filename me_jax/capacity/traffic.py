@@ -72,16 +72,17 @@ def _read(
 def _read_by_users(
   program: Program, computation: Computation, i: Instruction
 ) -> int:
+  if i.is_root:  # Whoever gets it from the fusion reads it.
+    return i.nbytes
   total = 0
   for user in computation.values():
     for place, name in enumerate(user.operands):
-      if name != i.name or user.opcode == 'parameter':
-        continue
-      total += (
-        _read_by_users(program, computation, user)
-        if user.opcode == 'bitcast'
-        else _read(program, computation, user, place)
-      )
+      if name == i.name and user.opcode != 'parameter':
+        total += (
+          _read_by_users(program, computation, user)
+          if user.opcode == 'bitcast'
+          else _read(program, computation, user, place)
+        )
   return total
 
 
