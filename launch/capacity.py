@@ -8,7 +8,7 @@
 Compiles what runs compile, for each way to cut and copy the model over the
 devices, and prints memory, FLOPs, bytes moved, what passes between devices and
 the time of all that at best. No weights are made, and nothing is run: times are
-bounds that no program can beat, not forecasts.
+bounds that the compiled program cannot beat, not forecasts.
 """
 
 import dataclasses
