@@ -88,9 +88,9 @@ def collect(
     grams(model.config, missing, model.params, *b.arrays(token_rows))
     for b in plan[done:]
   )
-  for batch, grams in zip(plan[done:], results, strict=True):
+  for batch, found in zip(plan[done:], results, strict=True):
     for layer in missing:
-      sums[layer] += np.asarray(grams[layer])
+      sums[layer] += np.asarray(found[layer])
     done += 1
     tokens += sum(len(token_rows[i]) for i in batch.rows)
     if time.monotonic() - saved_at >= snapshot_seconds:
