@@ -217,6 +217,12 @@ def cache_sharding(config: ModelConfig, mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(DATA, MODEL) if is_cut else P(DATA))
 
 
+def prefix_sharding(config: ModelConfig, mesh: Mesh) -> NamedSharding:
+  """Of keys and values [K, ...] that all rows have in common."""
+  is_cut = config.num_kv_heads % mesh.shape[MODEL] == 0
+  return NamedSharding(mesh, P(MODEL) if is_cut else P())
+
+
 def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
   """Arrays with rows first, dealt; as they are without a mesh.
 

@@ -188,13 +188,13 @@ def test_stored_layers_are_not_collected_again(
   tiny, rows, tmp_path, monkeypatch
 ):
   first = collect(tiny, rows, [0], tmp_path, _SPEC)
-  real, collected = second_moment_collect._grams, []
+  real, collected = second_moment_collect.grams, []
 
   def grams(config, layers, *arrays):
     collected.append(layers)
     return real(config, layers, *arrays)
 
-  monkeypatch.setattr(second_moment_collect, '_grams', grams)
+  monkeypatch.setattr(second_moment_collect, 'grams', grams)
   both = collect(tiny, rows, [2, 0], tmp_path, _SPEC)
   assert set(collected) == {(2,)}
   assert both[0].mean.tobytes() == first[0].mean.tobytes()

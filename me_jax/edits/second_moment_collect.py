@@ -93,7 +93,7 @@ def collect(
   progress(tokens)
   saved_at = time.monotonic()
   results = _one_ahead(
-    _grams(
+    grams(
       model.config,
       missing,
       model.params,
@@ -101,9 +101,9 @@ def collect(
     )
     for b in plan[done:]
   )
-  for batch, grams in zip(plan[done:], results, strict=True):
+  for batch, found in zip(plan[done:], results, strict=True):
     for layer in missing:
-      sums[layer] += trees.to_host(grams[layer])
+      sums[layer] += trees.to_host(found[layer])
     done += 1
     tokens += sum(len(token_rows[i]) for i in batch.rows)
     is_told = preemption.is_told()
@@ -131,7 +131,7 @@ def collect(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _grams(
+def grams(
   config: ModelConfig,
   layers: tuple[int, ...],
   params: Params,

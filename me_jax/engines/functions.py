@@ -45,19 +45,23 @@ class Functions:
     """
     jitted = functools.partial(_jitted, mesh=mesh, on_trace=on_trace)
     bound = lambda fn: functools.wraps(fn)(functools.partial(fn, forward))
-    to_rows, to_prompts = {}, {}
+    to_rows, to_prompts, to_prefix = {}, {}, {}
     if mesh is not None:
       data = sharding.row_sharding(mesh)
       cache = sharding.cache_sharding(forward.config, mesh)
       to_rows = {'out_shardings': Rows(*(data,) * 5, cache)}
       to_prompts = {'out_shardings': Prompts(cache, *(data,) * 3)}
+      shared = sharding.prefix_sharding(forward.config, mesh)
+      to_prefix = {'out_shardings': prefix.Prefix(shared, sharding.whole(mesh))}
 
     self.score = jitted(bound(scoring.score), rows=slice(2, None))
     self.scorer = activations and Scorer(forward, activations, jitted)
     self.tap = jitted(
       bound(scoring.tap), rows=slice(2, None), static_argnames=('site',)
     )
-    self.prefix = jitted(bound(prefix.prefix), static_argnames=('slots',))
+    self.prefix = jitted(
+      bound(prefix.prefix), static_argnames=('slots',), **to_prefix
+    )
     self.prefill = jitted(
       bound(decoding.prefill), rows=slice(2, 4), **to_prompts
     )

@@ -83,6 +83,18 @@ _LLAMA2_13B = dataclasses.replace(
   num_kv_heads=40,
 )
 
+_LLAMA3_70B = ModelConfig(
+  vocab_size=128_256,
+  embed_dim=8192,
+  mlp_dim=28_672,
+  num_layers=80,
+  num_heads=64,
+  num_kv_heads=8,
+  head_dim=128,
+  max_positions=8192,
+  rope_theta=500_000.0,
+)
+
 _SMOLLM2_135M = ModelConfig(
   vocab_size=49_152,
   embed_dim=576,
@@ -119,6 +131,11 @@ PRESETS: dict[str, Preset] = {
   ),
   'llama2_13b': Preset(
     source='meta-llama/Llama-2-13b-hf', config=_LLAMA2_13B, starts_with_bos=True
+  ),
+  'llama3_70b': Preset(
+    source='meta-llama/Meta-Llama-3-70B',
+    config=_LLAMA3_70B,
+    starts_with_bos=True,
   ),
   'vicuna_7b_v15': Preset(
     source='lmsys/vicuna-7b-v1.5', config=_LLAMA2_7B, starts_with_bos=True

@@ -1,0 +1,185 @@
+"""What runs compile, for devices that are there and that are not."""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from eight_devices import mesh as _mesh
+from eight_devices import needs_eight
+
+from me_jax.capacity import chips, costs, estimate, functions, report, topology
+from me_jax.models.config import PRESETS
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+# No activation is as large as a kernel.
+_SMALL = functions.Sizes(
+  score_rows=2,
+  score_tokens=16,
+  score_prefix=64,
+  decode_rows=2,
+  decode_prompt=16,
+  decode_answer=16,
+  decode_prefix=64,
+  rome_rows=3,
+  rome_tokens=8,
+  rome_tail=4,
+)
+_MESH = '4x2'
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+  """Nothing is run."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module')
+def setting():
+  """Each kernel and table can be cut in two."""
+  config = dataclasses.replace(
+    PRESETS['tiny'].config,
+    num_layers=2,
+    embed_dim=256,
+    mlp_dim=768,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=16,
+    vocab_size=1024,
+  )
+  return functions.Setting('tiny', config, _mesh(_MESH), _SMALL)
+
+
+@pytest.fixture(scope='module')
+def estimates(setting):
+  """By function."""
+  return {
+    name: estimate.estimate(setting, name, effort=0.0)
+    for name in ('score', 'generate', 'rome')
+  }
+
+
+@needs_eight
+def test_no_function_gathers_a_whole_parameter(setting, estimates):
+  """Neither one by its shape nor anything as large as the smallest."""
+  smallest = 4 * 256 * 128
+  for name, one in estimates.items():
+    assert any(c.kind == 'all-reduce' for c in one.costs.collectives), name
+    assert not one.gathered, name
+    gathered = [
+      c.nbytes for c in one.costs.collectives if c.kind == 'all-gather'
+    ]
+    assert max(gathered, default=0) < smallest, name
+
+
+@needs_eight
+def test_a_parameter_that_is_gathered_is_named(setting):
+  path = 'layers/1/mlp/up_proj/kernel'
+  kernel = setting.params['layers']['1']['mlp']['up_proj']['kernel']
+  whole = setting.whole(1).sharding
+  program = jax.jit(lambda x: x, out_shardings=whole).lower(kernel).compile()
+  found = estimate.gathered_parameters(setting, costs.costs(program.as_text()))
+  # All of its shape: the text knows no names.
+  assert path in found and 'layers/0/mlp/gate_proj/kernel' in found
+  assert 'layers/1/mlp/up_proj/scale' not in found
+
+
+@needs_eight
+def test_copies_decode_without_waiting_for_one_another(setting, estimates):
+  found = estimates['generate'].costs.collectives
+  assert {c.times for c in found if c.in_loop} == {_SMALL.decode_steps}
+  assert not any(estimate.crosses_data(setting.mesh, c) for c in found)
+
+
+@needs_eight
+def test_memory_and_flops(setting, estimates):
+  """Weights are most of what is given, and each token meets each of them."""
+  one = estimates['generate']
+  assert setting.weight_bytes < one.arguments < 1.2 * setting.weight_bytes
+  c = setting.config
+  weights = c.num_layers * (
+    c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    + 3 * c.embed_dim * c.mlp_dim
+  )
+  weights += c.embed_dim * c.vocab_size
+  tokens = one.amount / setting.data
+  least = 2 * weights * tokens / setting.mesh.shape['model']
+  assert least <= one.costs.flops < 1.2 * least
+  # All of them are read at each step.
+  assert one.costs.nbytes > least / tokens * 2 * _SMALL.decode_steps
+  assert one.amount == 4 * 2 * _SMALL.decode_steps
+
+
+@needs_eight
+def test_the_best_mesh(estimates):
+  chip = chips.Chip('A chip', 10**9, 1e9, 1e9, 1e9)
+  one = estimates['score']
+  dearer = dataclasses.replace(one, amount=1)
+  large = dataclasses.replace(one, temporaries=10**9)
+  found = {'a': dearer, 'b': one, 'c': large}
+  assert report.best('score', found, chip).startswith(
+    'score: fits a, b; fastest on b'
+  )
+  reason = 'weights alone take 9.0 GB'
+  assert report.best('rome', {'a': reason}, chip) == 'rome: fits none of a.'
+  [line] = report.main_table('rome', {'a': reason}, chip).lines
+  assert line.heads == ('a',) and line.cells[-1] == reason
+
+
+def _start(*args, **environment):
+  return subprocess.run(
+    [sys.executable, '-m', 'launch.capacity', '--model=tiny', *args],
+    capture_output=True,
+    text=True,
+    cwd=_REPO,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment},
+  )
+
+
+def test_the_program_on_local_devices():
+  done = _start(
+    '--topology=local',
+    '--function=generate',
+    '--meshes=2x2,4x1',
+    JAX_NUM_CPU_DEVICES='4',
+    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+  )
+  assert done.returncode == 0, done.stderr
+  assert '| 2x2 |' in done.stdout
+  assert '| 2x2 | all-reduce | model | yes |' in done.stdout
+  assert '| 4x1 | all' not in done.stdout
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (('--topology=v7:2x2',), 'Expected local or a slice of TPUs'),
+    (('--topology=local', '--meshes=3x5'), 'does not fit'),
+  ],
+)
+def test_mistakes_are_named(args, message):
+  done = _start(*args)
+  assert done.returncode == 1
+  assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_program_for_a_tpu():
+  if importlib.util.find_spec('libtpu') is None:
+    pytest.skip("no compiler for TPUs: pip install -e '.[tpu]'")
+  done = _start('--topology=v5e:2x2', '--function=score', '--meshes=2x2')
+  assert done.returncode == 0, done.stderr
+  assert '4 x TPU v5e' in done.stdout
+  assert 'score: fits 2x2; fastest on 2x2' in done.stdout
+
+
+def test_without_a_compiler_for_tpus(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r"pip install -e '.\[tpu\]'"):
+    topology.devices('v5e:4x4')
