@@ -52,7 +52,9 @@ class Functions:
       to_rows = {'out_shardings': Rows(*(data,) * 5, cache)}
       to_prompts = {'out_shardings': Prompts(cache, *(data,) * 3)}
       shared = sharding.prefix_sharding(forward.config, mesh)
-      to_prefix = {'out_shardings': prefix.Prefix(shared, sharding.whole(mesh))}
+      to_prefix = {
+        'out_shardings': prefix.Prefix(shared, sharding.replicated(mesh))
+      }
 
     self.score = jitted(bound(scoring.score), rows=slice(2, None))
     self.scorer = activations and Scorer(forward, activations, jitted)
