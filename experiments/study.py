@@ -6,8 +6,8 @@ r"""The paper's questions asked of a small model, on a processor.
     python -m launch.sweep --config=experiments/study.py --root=runs/study \
       --jobs=2 -- --data_root=DATA --second_moments=runs/second_moments
     python -m launch.document --root=runs/study \
-      --template=docs/results/smollm2_135m.template.md \
-      --output=docs/results/smollm2_135m.md
+      --template=docs/results/rome_grace_smollm2_135m.template.md \
+      --output=docs/results/rome_grace_smollm2_135m.md
 
 Four methods over the same 100 facts; then, over the first 50 of them and with
 one thing changed at a time, ROME's layer and its second moment, MEMIT's batch
