@@ -17,7 +17,7 @@ from absl import app, flags
 from launch import log
 from me_jax import rebuild
 from me_jax.edits.edit import save_edit
-from me_jax.models import convert, language_model, load
+from me_jax.models import convert, language_model, load, precision
 
 _MODEL = flags.DEFINE_string(
   'model',
@@ -89,6 +89,7 @@ def _write_model(output: pathlib.Path, without: list[int]) -> str:
       without=without,
       weights=_PATH.value,
     )
+  model = precision.in_dtype(model, 'float32')
   if _FORMAT.value == 'hf':
     convert.write_hf(output, model)
   else:

@@ -42,7 +42,7 @@ from me_jax.edits.second_moment_factor import Factor, load_factor
 from me_jax.engines.lower_layers import Activations
 from me_jax.evals.task import fingerprint
 from me_jax.evals.unedited import UneditedAnswers
-from me_jax.models import load
+from me_jax.models import load, precision
 from me_jax.models.language_model import LanguageModel
 from me_jax.progress import duration
 from me_jax.reporting import run_report
@@ -133,7 +133,10 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
   workdir = Workdir(_WORKDIR.value)
 
   mesh = devices.from_flag()
-  model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
+  whole = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
+  model = precision.in_dtype(
+    whole, config.dtype, exact=registry.edited_paths(config.method)
+  )
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
     f'{devices.describe(model, mesh)}',
@@ -162,7 +165,9 @@ def run(config: RunConfig, cache_dir: pathlib.Path) -> None:
     **registry.trained(config.method),
   }
   workdir.check(identity)
-  factors, moments = _factors(config, model, sources, cache_dir)
+  # Statistics of float32 keys, the same for every dtype.
+  factors, moments = _factors(config, whole, sources, cache_dir)
+  del whole
   context_templates = _templates(config, model, workdir)
   workdir.claim(
     identity

@@ -31,8 +31,8 @@ from launch import (
 )
 from me_jax.config import MendTrainingConfig
 from me_jax.data import facts, training_facts
-from me_jax.edits import mend_examples, mend_loop
-from me_jax.models import load
+from me_jax.edits import mend_examples, mend_loop, registry
+from me_jax.models import load, precision
 from me_jax.progress import duration
 from me_jax.workdir import Workdir
 
@@ -103,7 +103,11 @@ def train(config: MendTrainingConfig) -> None:
   print(f'Facts: {" and ".join(config.facts)} ({counts})', flush=True)
   workdir = Workdir(_WORKDIR.value)
   mesh = devices.from_flag()
-  model = load.load_model(config.model.name, path=config.model.path, mesh=mesh)
+  model = precision.in_dtype(
+    load.load_model(config.model.name, path=config.model.path, mesh=mesh),
+    config.dtype,
+    exact=registry.edited_paths(config.method),
+  )
   print(
     f'Model: {model.name}, weights {model.fingerprint[:12]}, on '
     f'{devices.describe(model, mesh)}',

@@ -15,7 +15,7 @@ from me_jax.checkpoints import Checkpoints, state_digest
 from me_jax.edits import registry
 from me_jax.edits.edit import Edit, compose
 from me_jax.edits.editor import Editor
-from me_jax.models import language_model, load
+from me_jax.models import language_model, load, precision
 from me_jax.models.language_model import LanguageModel
 from me_jax.workdir import Workdir
 
@@ -163,7 +163,12 @@ def _rebuild(
   steps = _steps(checkpoints, until, without)
   source = identity['config']['model']
   path = weights or source['path']
-  base = load.load_model(source['name'], path=path, mesh=mesh)
+  config = identity['config']
+  base = precision.in_dtype(
+    load.load_model(source['name'], path=path, mesh=mesh),
+    config.get('dtype', 'float32'),
+    exact=registry.edited_paths(registry.stored_config(config['method'])),
+  )
   if base.fingerprint != identity['weights']:
     raise ValueError(
       f'The run began with weights {identity["weights"][:12]}, but '

@@ -146,7 +146,7 @@ class Workdir(RunFiles):
     identity = json.loads(files.canonical_json(identity))
     there = super().identity()
     stored = {k: v for k, v in there.items() if k in identity}
-    before, now = _flat(stored), _flat(identity)
+    before, now = _BEFORE | _flat(stored), _BEFORE | _flat(identity)
     different = [
       f'{name}: {before.get(name, "absent")!r} there, '
       f'{now.get(name, "absent")!r} now'
@@ -194,6 +194,8 @@ def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
   return pathlib.Path(workdir) / 'samples' / task / f'{step:06d}.jsonl'
 
 
+# What a setting was before there was one.
+_BEFORE = {'config.dtype': 'float32'}
 # Where the weights are may change; which they are is compared by their hash.
 _PLACES = ('config.model.path', 'config.method.network')
 # What is measured, as lists and by name. It may grow.

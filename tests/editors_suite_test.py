@@ -36,6 +36,7 @@ from me_jax.edits.edit import Edit
 from me_jax.edits.editor import Editor
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.generation import LlamaPredictor
+from me_jax.models import precision
 from me_jax.typing import ModelState, ScoreRequest
 
 TEMPLATES = ('{}', 'So it goes. {}')
@@ -91,6 +92,10 @@ def model(tiny):
 
 @pytest.fixture(scope='module')
 def network(model, tmp_path_factory):
+  return _save_network(model, tmp_path_factory.mktemp('mend'))
+
+
+def _save_network(model, directory):
   """A file with untrained networks that have seen some gradients."""
   config = METHODS['mend']
   rows = target_texts.stack(
@@ -110,7 +115,7 @@ def network(model, tmp_path_factory):
     empty = mend_network.init_statistics(config, model.config)
     return mend_network.running_moments(empty, raw)[0]
 
-  path = tmp_path_factory.mktemp('mend') / 'network.safetensors'
+  path = directory / 'network.safetensors'
   trained = mend_file.Trained(
     mend_network.init_params(config, model.config),
     statistics(model.params, rows),
@@ -229,12 +234,16 @@ def _ids(model, request):
 
 
 def test_the_model_learns_its_facts(model, made):
-  """All get likelier, and the one that was written last is said."""
+  _assert_learned(model, made.editor, made.states[:2])
+
+
+def _assert_learned(model, editor, states):
+  """All facts got likelier, and the one that was written last is said."""
   predictor = LlamaPredictor(
-    model.config, model.tokenizer, interventions=made.editor.interventions
+    model.config, model.tokenizer, interventions=editor.interventions
   )
   found = []
-  for state in made.states[:2]:
+  for state in states:
     asks = [
       ScoreRequest(context=ids.prompt, continuations=(ids.target,))
       for ids in (_ids(model, request) for request in STEPS[0])
@@ -246,6 +255,21 @@ def test_the_model_learns_its_facts(model, made):
   (before, was_said), (after, is_said) = found
   assert (after > before + 2).all()
   assert is_said and not was_said
+
+
+@pytest.mark.parametrize('name', ['rome', 'memit', 'grace', 'mend', 'ft_m'])
+def test_a_bfloat16_model_learns_by_float32_edits(model, name, tmp_path):
+  exact = registry.edited_paths(METHODS[name])
+  half = precision.in_dtype(model, 'bfloat16', exact)
+  editor = _make_editor(half, _save_network(half, tmp_path), name)
+  assert editor.edited_paths == exact
+  before = ModelState(half.params, editor.init(half.params))
+  edit, state, _ = editor.edit(*before, STEPS[0])
+  after = ModelState(edit_lib.apply_edit(half.params, edit), state)
+  for path, leaf in trees.flatten(after.params).items():
+    assert leaf.dtype == ('float32' if path in exact else 'bfloat16')
+  assert 'bfloat16' not in {a.dtype for a in jax.tree.leaves((edit, state))}
+  _assert_learned(half, editor, (before, after))
 
 
 # Saved, loaded, undone
@@ -338,22 +362,32 @@ def test_compiled_equals_eager(model, network, eager, name):
   _assert_near((found, kept_eager), (compiled, kept), tolerance)
 
 
-# On a mesh: more steps, in which a wrong gradient would show, and what rounding
-# makes of them.
+@eight_devices.needs_eight
+@pytest.mark.parametrize('shape', ['8x1', '4x2', '2x4', '1x8'])
+@pytest.mark.parametrize('name', ['rome', 'memit', 'grace', 'mend'])
+def test_on_a_mesh_as_on_one_device(model, network, name, shape):
+  """Three facts, which no mesh divides; and what is cut stays cut."""
+  changes, _ = _FEW_STEPS[name]
+  _assert_same_on_mesh(model, network, name, shape, changes, tolerance=1e-5)
+
+
+# More steps, in which a wrong gradient would show; and what comes of rounding
+# where Adam divides it by itself.
 _ON_MESH = {
   'rome': ({'v_num_grad_steps': 8}, 1e-3),
   'memit': ({'v_num_grad_steps': 8}, 1e-3),
   'grace': ({'n_iter': 6}, 1e-4),
-  'mend': ({}, 1e-4),
 }
 
 
 @eight_devices.needs_eight
-@pytest.mark.parametrize('shape', ['8x1', '4x2', '2x4', '1x8'])
 @pytest.mark.parametrize('name', _ON_MESH)
-def test_on_a_mesh_as_on_one_device(model, network, name, shape):
-  """Three facts, which no mesh divides; and what is cut stays cut."""
+def test_a_longer_search_on_a_mesh(model, network, name):
   changes, tolerance = _ON_MESH[name]
+  _assert_same_on_mesh(model, network, name, '4x2', changes, tolerance)
+
+
+def _assert_same_on_mesh(model, network, name, shape, changes, tolerance):
   editor = _make_editor(model, network, name, **changes)
   found, expected = [], []
   requests = [*STEPS[0], STEPS[1][0]]

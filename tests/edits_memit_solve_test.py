@@ -7,7 +7,8 @@ import pytest
 from me_jax.edits import memit_solve
 from me_jax.edits import rome as rome_lib
 from me_jax.edits.batched_keys import Seen
-from me_jax.edits.memit import kernel_path, spread
+from me_jax.edits.edit import kernel_path
+from me_jax.edits.memit import spread
 from me_jax.edits.second_moment_factor import Factor
 
 F, D = 40, 24

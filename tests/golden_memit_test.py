@@ -11,7 +11,7 @@ from me_jax.data.request import EditRequest
 from me_jax.edits import batched_values, memit_solve, second_moment_factor
 from me_jax.edits import memit as memit_lib
 from me_jax.edits import rows as rows_lib
-from me_jax.edits.edit import apply_edit, frobenius_norm
+from me_jax.edits.edit import apply_edit, frobenius_norm, kernel_path
 from me_jax.generation import LlamaPredictor
 from me_jax.typing import ModelState, ScoreRequest
 
@@ -117,7 +117,7 @@ def test_norms_for_the_stored_targets(given_z, expected, h):
 
 
 def test_targets_are_learned_as_well(smollm2, given_z, expected):
-  edit = {memit_lib.kernel_path(s.layer): s.change for s in given_z}
+  edit = {kernel_path(s.layer): s.change for s in given_z}
   state = ModelState(apply_edit(smollm2.params, edit))
   predictor = LlamaPredictor(smollm2.config, smollm2.tokenizer)
   scores = []

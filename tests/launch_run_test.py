@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from me_jax import rebuild, trees
 from me_jax.checkpoints import Checkpoints
 from me_jax.edits.edit import save_edit
 from me_jax.workdir import Workdir
@@ -283,6 +284,28 @@ def test_another_run_in_the_same_place_is_refused(start, undisturbed, tmp_path):
   held = Workdir(workdir)
   _refused(start(workdir), 'Another process is running in', '--workdir')
   del held
+
+
+def test_in_bfloat16(start, tmp_path):
+  """Edited, taken up again, and put together to the bit."""
+  workdir = tmp_path / 'run'
+  flags = ('--config.dtype=bfloat16', '--config.tasks=()')
+  shorter = ('--config.num_edits=2', '--config.eval_steps=0,1')
+  _finish(start(workdir, *flags, *shorter))
+  longer = ('--config.num_edits=2', '--config.eval_steps=0,1,2')
+  _finish(start(workdir, *flags, *longer))
+  _refused(
+    start(workdir, '--config.tasks=()', *longer),
+    "config.dtype: 'bfloat16' there, 'float32' now",
+  )
+  model = rebuild.edited_model(workdir)
+  assert model.config.dtype == 'bfloat16'
+  for path, leaf in trees.flatten(model.params).items():
+    is_edited = path == 'layers/2/mlp/down_proj/kernel'
+    assert leaf.dtype == ('float32' if is_edited else 'bfloat16')
+  rows = [json.loads(line) for line in open(workdir / 'results.jsonl')]
+  last = {row['state'] for row in rows if row['num_edits'] == 2}
+  assert last == {model.fingerprint}
 
 
 def _progress(workdir):

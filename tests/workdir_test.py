@@ -117,6 +117,17 @@ def test_another_run_is_refused_by_its_fields(tmp_path, changes, said):
   assert workdir.identity() == _identity()
 
 
+def test_a_run_from_before_there_were_dtypes(tmp_path):
+  workdir = Workdir(tmp_path)
+  workdir.claim(IDENTITY, {})
+  with pytest.raises(
+    ValueError, match="dtype: 'float32' there, 'bfloat16' now"
+  ):
+    workdir.claim(_identity(config__dtype='bfloat16'), {})
+  workdir.claim(_identity(config__dtype='float32'), {})
+  assert workdir.identity()['config']['dtype'] == 'float32'
+
+
 def test_what_is_measured_may_grow(tmp_path):
   workdir = Workdir(tmp_path)
   workdir.claim(IDENTITY, {'jax': '1'})

@@ -5,6 +5,7 @@ from typing import Any
 
 from me_jax.config.checks import ascending, at_least, one_of
 from me_jax.config.run import ModelSource
+from me_jax.models.config import DTYPES
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -112,6 +113,7 @@ class MendTrainingConfig:
 
   Attributes:
     model: Whose edits the networks are to make.
+    dtype: As in `RunConfig`, and that of the runs that edit with them.
     method: Hyper-parameters.
     facts: Pools to learn from, by name, as in `FactsConfig`.
     evaluation: Pools that the networks will be judged by: what shares a subject
@@ -123,11 +125,13 @@ class MendTrainingConfig:
 
   model: ModelSource
   method: MendConfig
+  dtype: str = 'float32'
   facts: tuple[str, ...] = ('zsre_train', 'counterfact_train')
   evaluation: tuple[str, ...] = ('zsre',)
   facts_per_pool: int = 0
   val_facts: int = 200
 
   def __post_init__(self):
+    one_of('dtype', self.dtype, DTYPES)
     at_least('facts_per_pool', self.facts_per_pool, 0)
     at_least('val_facts', self.val_facts, 1)

@@ -7,6 +7,7 @@ from me_jax.config.adjusted_perplexity import AdjustedPerplexityConfig
 from me_jax.config.checks import at_least, one_of
 from me_jax.config.model import ModelSource
 from me_jax.config.saliency import SaliencyConfig
+from me_jax.models.config import DTYPES
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,6 +103,8 @@ class RunConfig:
 
   Attributes:
     model: The model at step 0.
+    dtype: Of its weights and activations, 'float32' or 'bfloat16'; weights that
+      the method edits are float32 either way.
     method: Hyper-parameters of the editing method.
     facts: The facts to write.
     second_moment: Statistics that the method needs.
@@ -125,6 +128,7 @@ class RunConfig:
   method: Any
   facts: FactsConfig
   second_moment: SecondMomentConfig
+  dtype: str = 'float32'
   num_edits: int = 100
   edit_batch_size: int = 1
   eval_steps: tuple[int, ...] = (0, 1, 10, 20, 100)
@@ -140,6 +144,7 @@ class RunConfig:
   stop_on_collapse: bool = False
 
   def __post_init__(self):
+    one_of('dtype', self.dtype, DTYPES)
     at_least('num_edits', self.num_edits, 1)
     at_least('edit_batch_size', self.edit_batch_size, 1)
     at_least('limit', self.limit, 0)

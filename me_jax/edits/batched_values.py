@@ -164,6 +164,7 @@ def search(
     in_tails = functools.partial(packing.in_tails, packed)
     tails = in_tails(below)
     starts = packing.at_lookups(tails, packed.lookups[:, 0])
+    starts = starts.astype(jnp.float32)
     essence = llama.logits(
       config,
       params,

@@ -52,6 +52,11 @@ LARGEST_RELATIVE_NORM = 0.05
 _FORMAT = 'me_jax.edit.v1'
 
 
+def kernel_path(layer: int) -> ParamPath:
+  """The `down_proj` of a layer, which most methods edit."""
+  return f'layers/{layer}/mlp/down_proj/kernel'
+
+
 def apply_edit(params: Params, edit: Edit) -> Params:
   """`params` with the edited kernels replaced; all other leaves are shared.
 
@@ -237,5 +242,5 @@ def _check_fits(path: ParamPath, kernel: jax.Array, change: Change) -> None:
   if dtypes != {'float32'}:
     raise ValueError(
       f'{path}: kernel and change must be float32, got {sorted(dtypes)}. '
-      'Load the model with float32 parameters.'
+      'precision.in_dtype keeps kernels float32 that are named to it.'
     )

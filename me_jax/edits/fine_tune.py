@@ -58,7 +58,7 @@ def fine_tune(
     ValueError: The layer does not exist.
   """
   check_layer(config.layer, model)
-  path = f'layers/{config.layer}/mlp/down_proj/kernel'
+  path = edit_lib.kernel_path(config.layer)
   anchor = trees.get(base, path) if config.anchor == 'theta_0' else None
 
   def edit(

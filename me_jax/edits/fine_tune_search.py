@@ -164,9 +164,13 @@ def search(
 
 def _losses(config, params, rows, prepared, layer, kernel, delta):
   """The loss of each row, [N]."""
-  output = prepared.keys @ (kernel + delta).astype(prepared.keys.dtype)
+  x = prepared.x + prepared.keys @ (kernel + delta)
   final, _ = mend_factors.tail(
-    config, params, prepared.x + output, rows.lengths, start=layer + 1
+    config,
+    params,
+    x.astype(prepared.x.dtype),
+    rows.lengths,
+    start=layer + 1,
   )
   logits = mend_factors.read_logits(config, params, final, rows.reads)
   per_token = mend_factors.nll(logits, rows.reads.targets)

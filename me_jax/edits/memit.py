@@ -151,7 +151,7 @@ def spread(
       jnp.asarray(solution.left, jnp.float32), jnp.asarray(share, jnp.float32)
     )
     change = edit_lib.smallest(factors)
-    edit = {**edit, kernel_path(layer): change}
+    edit = {**edit, edit_lib.kernel_path(layer): change}
     norms = np.linalg.norm(missing, axis=1)
     shares.append(LayerShare(layer, change, solution, norms))
   return shares
@@ -205,11 +205,6 @@ def write_targets(
   return spread(layers, np.asarray(z, np.float64), look, solve)
 
 
-def kernel_path(layer: int) -> str:
-  """The parameter that is edited in a layer."""
-  return f'layers/{layer}/mlp/down_proj/kernel'
-
-
 def search_config(config: MemitConfig | EmmetConfig) -> values.SearchConfig:
   """The part of the hyper-parameters that the latent search needs."""
   names = [field.name for field in dataclasses.fields(values.SearchConfig)]
@@ -258,7 +253,7 @@ def _editor(
     shares = write_targets(
       config, model, params, rows, z, solve, layers=layers, case_ids=case_ids
     )
-    made = {kernel_path(s.layer): s.change for s in shares}
+    made = {edit_lib.kernel_path(s.layer): s.change for s in shares}
     edit_lib.check_finite(made)
     if caches:
       state = previous_keys.add(state, {s.layer: s.solution for s in shares})
@@ -270,7 +265,7 @@ def _editor(
     ),
     edit=edit,
     interventions=lambda state: {},
-    edited_paths=tuple(map(kernel_path, layers)),
+    edited_paths=tuple(map(edit_lib.kernel_path, layers)),
   )
 
 
@@ -319,7 +314,7 @@ def _infos(
   norms = {}
   for s in shares:
     norm = float(edit_lib.frobenius_norm(s.change))
-    kernel = trees.get(params, kernel_path(s.layer))
+    kernel = trees.get(params, edit_lib.kernel_path(s.layer))
     norms[s.layer] = norm, norm / float(jnp.linalg.norm(kernel))
   warnings = _warnings(requests, {i: norms[i][1] for i in norms})
 

@@ -12,7 +12,8 @@ from me_jax.config import (
   MendConfig,
   RomeConfig,
 )
-from me_jax.edits import mend_file
+from me_jax.edits import mend_factors, mend_file
+from me_jax.edits.edit import kernel_path
 from me_jax.edits.editor import Editor
 from me_jax.edits.fine_tune import fine_tune
 from me_jax.edits.grace import grace
@@ -21,22 +22,48 @@ from me_jax.edits.mend import mend
 from me_jax.edits.rome import rome
 from me_jax.edits.second_moment_factor import Factor
 from me_jax.models.language_model import LanguageModel
+from me_jax.typing import ParamPath
 
 
 class _Method(NamedTuple):
   """What the registry knows of the methods with one class of config.
 
   Attributes:
+    names: What such a config may be called.
+    edited_paths: Parameters that the method may change.
     second_moment_layers: Layers whose second moment the method wants.
     first_edited_layer: No parameter below it is ever changed.
     make: The editor, of (config, model, templates, factors).
   """
 
+  names: tuple[str, ...]
+  edited_paths: Callable[[Any], tuple[ParamPath, ...]]
   second_moment_layers: Callable[[Any], tuple[int, ...]]
   first_edited_layer: Callable[[Any], int]
   make: Callable[
     [Any, LanguageModel, Sequence[str], Mapping[int, Factor]], Editor
   ]
+
+
+def stored_config(method: Mapping[str, Any]) -> Any:
+  """The config that was stored as `method`.
+
+  Raises:
+    ValueError: There is no method of that name.
+  """
+  for kind, known in _METHODS.items():
+    if method.get('name') in known.names:
+      return kind(**{name: _tuples(value) for name, value in method.items()})
+  names = [name for known in _METHODS.values() for name in known.names]
+  raise ValueError(
+    f'Unknown editing method {method.get("name")!r}; there are '
+    f'{", ".join(sorted(names))}.'
+  )
+
+
+def edited_paths(method: Any) -> tuple[ParamPath, ...]:
+  """The parameters that the method may change."""
+  return _of(method).edited_paths(method)
 
 
 def second_moment_layers(method: Any) -> tuple[int, ...]:
@@ -79,7 +106,7 @@ def acting_editor(
   method whose edits are all in the weights."""
   if not acts_in_forward(method):
     return None
-  return make_editor(GraceConfig(**method), model, templates=(), factors={})
+  return make_editor(stored_config(method), model, templates=(), factors={})
 
 
 def make_editor(
@@ -144,24 +171,49 @@ def _batched(editor, method, model, templates, factors) -> Editor:
 
 _METHODS: dict[type, _Method] = {
   EmmetConfig: _Method(
+    ('emmet',),
+    lambda m: (kernel_path(m.layer),),
     lambda m: (m.layer,),
     lambda m: m.layer,
     functools.partial(_batched, emmet),
   ),
-  FineTuneConfig: _Method(lambda m: (), lambda m: m.layer, _fine_tune),
-  GraceConfig: _Method(lambda m: (), lambda m: m.layer, _grace),
+  FineTuneConfig: _Method(
+    ('ft_l', 'ft_l_constrained', 'ft_m'),
+    lambda m: (kernel_path(m.layer),),
+    lambda m: (),
+    lambda m: m.layer,
+    _fine_tune,
+  ),
+  GraceConfig: _Method(
+    ('grace',), lambda m: (), lambda m: (), lambda m: m.layer, _grace
+  ),
   MemitConfig: _Method(
+    ('memit',),
+    lambda m: tuple(map(kernel_path, m.layers)),
     lambda m: tuple(m.layers),
     lambda m: m.layers[0],
     functools.partial(_batched, memit),
   ),
-  MendConfig: _Method(lambda m: (), lambda m: m.layers[0], _mend),
+  MendConfig: _Method(
+    ('mend',),
+    lambda m: mend_factors.edited_paths(m.layers),
+    lambda m: (),
+    lambda m: m.layers[0],
+    _mend,
+  ),
   RomeConfig: _Method(
+    ('rome',),
+    lambda m: (kernel_path(m.layer),),
     lambda m: (m.layer,) if m.mom2_adjustment else (),
     lambda m: m.layer,
     _rome,
   ),
 }
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has lists only."""
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _of(method: Any) -> _Method:

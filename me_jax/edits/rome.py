@@ -76,7 +76,7 @@ def rome(
       f'The second moment is of keys of width {factor.chol.shape[0]}, the '
       f"model's have {model.mlp_dim}: is it another model's?"
     )
-  path = f'layers/{config.layer}/mlp/down_proj/kernel'
+  path = edit_lib.kernel_path(config.layer)
 
   def write(params: Params, request: EditRequest) -> tuple[Edit, Info]:
     change, info = edit_one(
@@ -123,7 +123,7 @@ def edit_one(
   change, key_cosine = rank_one(
     config.variant, keys, found.delta.astype(np.float64), factor
   )
-  kernel = get(params, f'layers/{config.layer}/mlp/down_proj/kernel')
+  kernel = get(params, edit_lib.kernel_path(config.layer))
   norm = float(edit_lib.frobenius_norm(change))
   relative_norm = norm / float(jnp.linalg.norm(kernel))
   info: Info = {

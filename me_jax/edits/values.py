@@ -141,8 +141,8 @@ def prepare(
     window = jnp.minimum(window, length - 1)
     subject_logits = llama.logits(config, params, at_lookup(above.x)[-1])
     return Prepared(
-      keys=at_lookup(below.taps[key_site]),
-      outputs=at_lookup(below.taps[value_site]),
+      keys=at_lookup(below.taps[key_site]).astype(jnp.float32),
+      outputs=at_lookup(below.taps[value_site]).astype(jnp.float32),
       tail=jnp.take_along_axis(below.x, window[..., None], axis=1),
       cache=cache_lib.add_slots(above.cache, rows.tail_slots.size),
       essence=jax.nn.log_softmax(subject_logits),

@@ -34,7 +34,9 @@ def save_orbax(
 
   Raises:
     FileExistsError: The directory is not empty.
+    ValueError: The model is not float32.
   """
+  language_model.require_float32(model)
   # Orbax takes absolute paths only.
   directory = language_model.require_empty(directory).absolute()
   directory.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+DTYPES = ('float32', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -19,7 +21,8 @@ class ModelConfig:
     rope_theta: Base of the rotary embedding's wavelengths.
     norm_eps: Added to the mean square in RMSNorm.
     tie_embeddings: Logits reuse the embedding table; there is no `lm_head`.
-    dtype: Dtype of activations; parameters keep their own.
+    dtype: 'float32' or 'bfloat16', of activations and of parameters but those
+      that `precision.in_dtype` was told to keep.
   """
 
   vocab_size: int
@@ -36,6 +39,10 @@ class ModelConfig:
   dtype: str = 'float32'
 
   def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ValueError(
+        f'dtype must be one of {", ".join(DTYPES)}, got {self.dtype!r}.'
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_kv_heads must divide num_heads, got {self.num_kv_heads} and '

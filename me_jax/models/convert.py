@@ -206,7 +206,9 @@ def write_hf(
 
   Raises:
     FileExistsError: The directory is not empty.
+    ValueError: The model is not float32.
   """
+  language_model.require_float32(model)
   directory = language_model.require_empty(directory)
   leaves = trees.flatten(model.params)
   shards = _shards(leaves, max_shard_bytes)

@@ -17,7 +17,7 @@ class LanguageModel:
 
   Attributes:
     config: Shape.
-    params: float32 arrays, nested by path.
+    params: Arrays of `config.dtype` or float32, nested by path.
     tokenizer: A `me_jax.typing.Tokenizer` that can also be saved.
     name: What it was loaded as; not part of its identity.
     fingerprint: SHA-256 of weights and shape, whatever file they came from.
@@ -40,16 +40,22 @@ def language_model(
   """The parts, checked against each other and fingerprinted.
 
   Raises:
-    ValueError: A parameter is missing, unexpected, of the wrong shape or not
-      float32, or the tokenizer has ids without a row in the embedding table.
+    ValueError: A parameter is missing, unexpected, of the wrong shape or
+      neither float32 nor of the config's dtype, or the tokenizer has ids
+      without a row in the embedding table.
   """
-  expected = {
-    path: (shape, 'float32')
-    for path, shape in shapes.param_shapes(config).items()
-  }
+  leaves = trees.flatten(params)
   found = {
-    path: (tuple(leaf.shape), str(leaf.dtype))
-    for path, leaf in trees.flatten(params).items()
+    path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves.items()
+  }
+  may_be = lambda path: (
+    config.dtype
+    if path in leaves and leaves[path].dtype == config.dtype
+    else 'float32'
+  )
+  expected = {
+    path: (shape, may_be(path))
+    for path, shape in shapes.param_shapes(config).items()
   }
   wrong = [
     f'{path}: expected {expected.get(path)}, got {found.get(path)}'
@@ -80,6 +86,16 @@ def fingerprint(config: config_lib.ModelConfig, params: Params) -> str:
   return hashlib.sha256(
     f'{shape}:{trees.fingerprint(params)}'.encode()
   ).hexdigest()
+
+
+def require_float32(model: LanguageModel) -> None:
+  """Raises ValueError if a model is not float32 throughout, as files are."""
+  dtypes = {str(leaf.dtype) for leaf in trees.flatten(model.params).values()}
+  if dtypes | {model.config.dtype} != {'float32'}:
+    raise ValueError(
+      f'Models are written as float32, this one has {sorted(dtypes)}. Write '
+      "precision.in_dtype(model, 'float32'), which has the same numbers."
+    )
 
 
 def require_empty(directory: files.PathLike) -> pathlib.Path:

@@ -31,16 +31,18 @@ class LayersOutput(NamedTuple):
 
 
 class MLP(nn.Module):
-  """`down_proj(silu(gate_proj x) * up_proj x)`."""
+  """`down_proj(silu(gate_proj x) * up_proj x)`.
+
+  A product with a float32 kernel is float32 in a bfloat16 model, too: kernels
+  that are edited would lose their edits otherwise.
+  """
 
   config: ModelConfig
 
   @nn.compact
   def __call__(self, x, intervene):
     c = self.config
-    dense = functools.partial(
-      nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype)
-    )
+    dense = functools.partial(nn.Dense, use_bias=False)
     gate = intervene('mlp/gate', dense(c.mlp_dim, name='gate_proj')(x), x)
     up = intervene('mlp/up', dense(c.mlp_dim, name='up_proj')(x), x)
     key = intervene('mlp/key', jax.nn.silu(gate) * up, x)
@@ -92,7 +94,7 @@ class Block(nn.Module):
     h = x + attn
     mlp_in = norm(name='post_attention_layernorm')(h)
     mlp = MLP(c, name='mlp')(intervene('mlp/in', mlp_in, h), intervene)
-    return intervene('resid', h + mlp, x), tapped, cache
+    return intervene('resid', (h + mlp).astype(x.dtype), x), tapped, cache
 
 
 def embed(
