@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,7 +61,11 @@ def main(argv: list[str]) -> None:
     return
   directory = pathlib.Path(_DIRECTORY.value)
   if not (directory / 'config.json').is_file():
-    _write(directory)
+    # A killed writer leaves nothing under that name.
+    partial = directory.with_name(f'{directory.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    _write(partial)
+    partial.rename(directory)
   largest = 4 * max(map(math.prod, shapes.param_shapes(CONFIG).values()))
   print(f'Largest parameter: {largest / 1e6:.0f} MB')
   print('processes  process  keeps MB  peak beyond MB  in largest  read MB  s')

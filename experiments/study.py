@@ -11,7 +11,8 @@ r"""The paper's questions asked of a small model, on a processor.
 
 Four methods over the same 100 facts; then, over the first 50 of them and with
 one thing changed at a time, ROME's layer and its second moment, MEMIT's batch
-size, GRACE's radius. The grids of the tables and figures hold more of each.
+size, GRACE's radius. The grids of the tables and figures hold more of each, at
+other sizes under the same names: these runs want a --root of their own.
 
 The paper, LLaMA-2-7B: weight editors forget and ruin the model, GRACE keeps
 both and does not generalise.
@@ -35,6 +36,12 @@ def get_config(arg: str | None = None) -> config.RunConfig:
   'batch_size=...', for GRACE 'eps=...'."""
   chosen = config.parse_arg(arg, method='rome', model='smollm2_135m', **_USUAL)
   name, model = chosen['method'], chosen['model']
+  for setting, taker in (('layer', 'rome'), ('eps', 'grace')):
+    if chosen[setting] != _USUAL[setting] and name != taker:
+      raise ValueError(
+        f'{setting} is for {taker} only, got {setting}={chosen[setting]} and '
+        f'method={name}.'
+      )
   makers = {
     'rome': lambda: base.rome(model, chosen['layer']),
     'memit': lambda: base.memit(model),

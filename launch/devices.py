@@ -26,7 +26,8 @@ def from_flag() -> Mesh | None:
   is_one = jax.process_count() == 1
   if not is_one and not processes.are_many():
     raise RuntimeError(
-      f'This is one of {jax.process_count()} processes. Say --distributed.'
+      f'This is one of {jax.process_count()} processes, which launch.run, '
+      'launch.evaluate and launch.second_moment join with --distributed.'
     )
   shape = sharding.parse_mesh(_MESH.value) if _MESH.value else (count, 1)
   if is_one and shape == (1, 1):

@@ -59,12 +59,19 @@ def start() -> None:
       f'--{", --".join(missing)}.'
     )
   if _DISTRIBUTED.value or not missing:
-    jax.distributed.initialize(
-      **by_hand,
-      cluster_detection_method=None if missing else 'deactivate',
-      heartbeat_timeout_seconds=_PROCESS_TIMEOUT.value,
-      shutdown_timeout_seconds=_PROCESS_TIMEOUT.value,
-    )
+    try:
+      jax.distributed.initialize(
+        **by_hand,
+        cluster_detection_method=None if missing else 'deactivate',
+        heartbeat_timeout_seconds=_PROCESS_TIMEOUT.value,
+        shutdown_timeout_seconds=_PROCESS_TIMEOUT.value,
+      )
+    except jax.errors.JaxRuntimeError as e:
+      raise RuntimeError(
+        f'The other processes were not found at '
+        f'{_COORDINATOR.value or "the address that JAX found out"} '
+        f'({str(e)[:200]}). All must be started, and be let through there.'
+      ) from e
     processes.from_first(lambda: None)  # see `processes.meet`
   if not processes.is_first():
     sys.stdout = open(os.devnull, 'w')

@@ -11,7 +11,7 @@
 # create   asks for a pod and waits for it; one that was taken away is asked for
 #          again, one that is there is left alone.
 # install  brings the last commit to every worker, with its dependencies, and
-#          mounts the NFS share at /mnt/share.
+#          mounts the NFS share at /mnt/share. What lies in runs/ stays.
 # run      runs a program, --distributed over all workers, and prints what they
 #          print. It ends with the connection. The same command again goes on.
 # collect  copies a directory from worker 0 into a local one.
@@ -38,7 +38,7 @@ usage() { # MESSAGE
 quoted() { # ARGUMENT, as a shell wants it
   local quote=\'\\\'\'
   case $1 in
-    *[!-A-Za-z0-9_./:=,@%+]*) printf %s "'${1//\'/$quote}'" ;;
+    '' | *[!-A-Za-z0-9_./:=,@%+]*) printf %s "'${1//\'/$quote}'" ;;
     *) printf %s "$1" ;;
   esac
 }
@@ -154,8 +154,8 @@ Commit them, or put them away."
 setup() {
   cat <<'END'
 set -e
-rm -rf me_jax
-mkdir me_jax
+mkdir -p me_jax
+find me_jax -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +
 tar -xzf me_jax.tar.gz -C me_jax
 cd me_jax
 python3 -m pip install -q --user uv
@@ -256,8 +256,9 @@ case $command in
     runtime_version >/dev/null
     ;;
   run)
-    [[ ${1:-} == launch.* ]] ||
-      usage "Expected -- launch.run and its flags, not '${1:-}'."
+    [[ ${1:-} =~ ^launch\.(run|evaluate|second_moment)$ ]] ||
+      usage "Expected -- and launch.run, launch.evaluate or\
+ launch.second_moment with its flags, not '${1:-}'."
     ;;
   collect)
     need from to

@@ -78,7 +78,13 @@ def main(argv: list[str]) -> None:
       f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
       'lower config.method.accumulate. The same command resumes.'
     )
-  except (OSError, ValueError, KeyError, FloatingPointError) as e:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    FloatingPointError,
+    RuntimeError,
+  ) as e:
     if logging.level_debug():
       raise
     sys.exit(f'Error: {e.args[0] if isinstance(e, KeyError) else e}')

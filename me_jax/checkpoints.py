@@ -211,6 +211,7 @@ class Checkpoints:
       )['record']
       edit, state = trees.to_host(self._restore(step, record))
       found = (edit_lib.digest(edit), state_digest(state))
+      # `load` needs the second: a record without it is damaged, too.
       stated, _ = _stated(record), record['previous_fingerprint']
     except Exception as e:  # Orbax raises whatever its backends raise.
       # The head says what is wrong; the rest is the storage's own settings.

@@ -8,6 +8,7 @@ a program of one process nothing of this takes place.
 """
 
 import functools
+import pathlib
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,7 +28,8 @@ _ROOM = 1 << 16  # bytes that are sent at least
 
 
 def are_many() -> bool:
-  """Whether this is one of several processes; touches no device."""
+  """Whether this is one of several processes; a single one touches no device
+  to know."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -76,6 +78,24 @@ def from_first(make: Callable[[], T]) -> T:
   if error is not None:
     raise error
   return value
+
+
+def all_see(path: pathlib.Path) -> bool:
+  """Whether there is such a file. All processes must ask.
+
+  Raises:
+    FileNotFoundError: Some have it and some do not.
+  """
+  is_there = path.is_file()
+  if not are_many():
+    return is_there
+  seen = multihost_utils.process_allgather(np.asarray(is_there))
+  if seen.any() and not seen.all():
+    raise FileNotFoundError(
+      f'{path} is there for {int(seen.sum())} of {seen.size} processes. All '
+      'must read it: put its directory on a file system that they share.'
+    )
+  return bool(seen.all())
 
 
 def as_on_first(tree: Any) -> Any:

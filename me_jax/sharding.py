@@ -237,9 +237,12 @@ def deal_rows(tree: Any, mesh: Mesh | None) -> Any:
   of them on each device; as they are without a mesh."""
   if mesh is None:
     return tree
-  is_dealt = lambda a: a.shape[0] % data_size(mesh) == 0
-  place = lambda a: row_sharding(mesh) if is_dealt(a) else replicated(mesh)
-  return jax.device_put(tree, jax.tree.map(place, tree))
+  return jax.tree.map(lambda a: _put(a, place_of_rows(len(a), mesh)), tree)
+
+
+def place_of_rows(count: int, mesh: Mesh) -> NamedSharding:
+  """Of arrays with so many rows first: dealt if a mesh divides their number."""
+  return replicated(mesh) if count % data_size(mesh) else row_sharding(mesh)
 
 
 def data_parallel(

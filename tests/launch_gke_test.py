@@ -6,6 +6,8 @@ import re
 
 import yaml
 
+from me_jax import preemption
+
 _LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 
 
@@ -61,7 +63,11 @@ def test_gke_restarts_the_whole_slice():
   assert rule['action'] == 'RestartJobSetAndIgnoreMaxRestarts'
   assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
   assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name'])
-  (on_pod,) = job['podFailurePolicy']['rules']
+  on_pod, on_code = job['podFailurePolicy']['rules']
+  assert on_code == {
+    'action': 'FailJob',
+    'onExitCodes': {'operator': 'In', 'values': [preemption.EXIT_CODE]},
+  }
   assert on_pod == {
     'action': 'FailJob',
     # JobSet, unlike Kubernetes, wants the status said, as a text.

@@ -144,8 +144,21 @@ def test_dry_run_installs(tmp_path):
   assert without and said.stdout.startswith(without)
 
 
+def test_install_keeps_runs(tmp_path):
+  said = _run(tmp_path, 'install', *_WHERE, '--dry_run').stdout
+  set_up = _remote(tmp_path, said.split('\n', 1)[1].split(_TAIL)[0])
+  for name in ('runs/a/results.jsonl', 'old.py', '.venv/bin/python'):
+    path = tmp_path / 'me_jax' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  before_unpacking = set_up.partition('tar -xzf')[0]
+  subprocess.run(['bash', '-c', before_unpacking], cwd=tmp_path, check=True)
+  assert [path.name for path in (tmp_path / 'me_jax').iterdir()] == ['runs']
+  assert (tmp_path / 'me_jax/runs/a/results.jsonl').is_file()
+
+
 def test_dry_run_runs_and_collects(tmp_path):
-  flags = ('--config=a.py:x=1', "--workdir=/mnt/share/it's $HOME")
+  flags = ('--config=a.py:x=1', "--workdir=/mnt/share/it's $HOME", '')
   said = _run(tmp_path, 'run', *_WHERE, '--dry_run', '--', 'launch.run', *flags)
   assert said.stdout.startswith(f'{_TPUS} tpu-vm ssh pod --worker=all ')
   assert said.stdout.endswith(f' --ssh-flag=-tt {_TAIL}\n')
@@ -191,7 +204,11 @@ def test_dry_run_runs_and_collects(tmp_path):
     (('create', *_WHERE), 'create wants --accelerator='),
     (('create', *_WHERE, '--accelerator=v9-8'), 'expected v4-N, v5litepod-N'),
     (('create', *_WHERE, '--spot=1'), '--spot takes no value'),
-    (('run', *_WHERE), 'Expected -- launch.run and its flags'),
+    (('run', *_WHERE), 'Expected -- and launch.run, launch.evaluate or'),
+    (
+      ('run', *_WHERE, '--', 'launch.train_mend'),
+      "its flags, not 'launch.train_mend'",
+    ),
     (('run', *_WHERE, '--', 'ls'), "its flags, not 'ls'"),
     (('collect', *_WHERE, '--from=/a'), 'collect wants --to='),
     (('collect', *_WHERE, '--from=a', '--to=b'), '--from=a: expected a path'),
@@ -319,7 +336,7 @@ def test_slurm_starts_the_program_and_gives_its_exit_code(tmp_path, code):
   ]
   said = _run(tmp_path, 'run', script=_BATCH, **env)
   assert said.returncode == 2
-  assert "launch.run and its flags, not 'run'" in said.stderr
+  assert "with its flags, not 'run'" in said.stderr
 
 
 @pytest.mark.parametrize('code', [143, 0], ids=['stopped', 'just_done'])

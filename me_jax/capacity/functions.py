@@ -177,9 +177,9 @@ class Setting:
     self, *shape: int, dtype: Any = jnp.int32
   ) -> jax.ShapeDtypeStruct:
     """An array with rows first, as `sharding.deal_rows` places it."""
-    if shape[0] % self.data:
-      return self.whole(*shape, dtype=dtype)
-    return self.dealt(shape[0] // self.data, *shape[1:], dtype=dtype)
+    return jax.ShapeDtypeStruct(
+      shape, dtype, sharding=sharding.place_of_rows(shape[0], self.mesh)
+    )
 
   @functools.cached_property
   def functions(self) -> Functions:

@@ -219,7 +219,8 @@ def deal(found: Group, mesh: Mesh | None) -> Group:
   if mesh is None:
     return found
   texts = {'edit_x': found.edit_x, 'lengths': found.lengths, 'x': found.x}
-  return sharding.replicate(found, mesh)._replace(
+  others = found._replace(**dict.fromkeys(texts))
+  return sharding.replicate(others, mesh)._replace(
     **sharding.deal_rows(texts, mesh)
   )
 

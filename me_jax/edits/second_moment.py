@@ -93,10 +93,16 @@ def is_stored(directory: files.PathLike, layer: int) -> bool:
 
 
 def stored(directory: files.PathLike, layers: Sequence[int]) -> list[int]:
-  """Those of `layers` of which there is a C, the same for all processes."""
-  return processes.from_first(
-    lambda: [layer for layer in layers if is_stored(directory, layer)]
-  )
+  """Those of `layers` of which there is a C, the same for all processes.
+
+  Raises:
+    FileNotFoundError: Some have it and some do not.
+  """
+  return [
+    layer
+    for layer in layers
+    if processes.all_see(_record_path(directory, layer))
+  ]
 
 
 def save(directory: files.PathLike, moment: SecondMoment) -> None:

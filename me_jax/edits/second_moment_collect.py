@@ -87,8 +87,8 @@ def collect(
     },
   )
   done, sums = 0, {l: np.zeros((model.config.mlp_dim,) * 2) for l in missing}
-  if processes.from_first(snapshot.path.is_file):
-    done, sums = processes.from_first(lambda: snapshot.load(missing))
+  if processes.all_see(snapshot.path):
+    done, sums = snapshot.load(missing)
   tokens = sum(len(token_rows[i]) for b in plan[:done] for i in b.rows)
   progress(tokens)
   saved_at = time.monotonic()

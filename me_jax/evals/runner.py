@@ -191,7 +191,10 @@ def evaluate(
         stored[item.id] = record
         scores[item.id] = pool.submit(score, item, record)
         report(len(scores))
-        preemption.stop_if_told()
+        if preemption.is_told():
+          # They are scored again, from the log.
+          pool.shutdown(wait=False, cancel_futures=True)
+          preemption.stop()
     samples.put_in_order(path, items, stored)
     return processes.from_first(
       lambda: _write_scores(
