@@ -58,6 +58,18 @@ def test_cells_of_one_name_are_one_run(model, tmp_path):
   assert stored['eval_steps'] == [0, 1, 10, 14, 20, 30, 50, 75, 100]
 
 
+@pytest.mark.parametrize(
+  ('arg', 'said'),
+  [
+    ('method=grace,layer=10', 'layer is for rome only'),
+    ('method=memit,eps=5', 'eps is for grace only'),
+  ],
+)
+def test_the_study_takes_no_setting_of_another_method(arg, said):
+  with pytest.raises(ValueError, match=said):
+    _module('study').get_config(f'{arg},model=tiny')
+
+
 def test_the_study_changes_one_thing_at_a_time():
   study = _module('study')
   runs = {c.name: c for c in study.sweep() if c.module == 'launch.run'}
