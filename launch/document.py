@@ -1,8 +1,8 @@
 """Fills a document with what runs measured.
 
     python -m launch.document --root=runs/study \\
-      --template=docs/results/editors_smollm2_135m.template.md \\
-      --output=docs/results/editors_smollm2_135m.md
+      --template=docs/results/smollm2_135m.template.md \\
+      --output=docs/results/smollm2_135m.md
 
 The template is Markdown; what it may ask for stands in
 `me_jax/reporting/document.py`. `--root` holds the workdirs, under the names

@@ -71,13 +71,6 @@ def test_a_path_must_hold_the_shape_of_the_preset(tiny, tmp_path):
   assert 'embed_dim' not in str(e.value)
 
 
-def test_dtype_is_the_presets_choice(tiny, tmp_path):
-  config = dataclasses.replace(tiny.config, dtype='bfloat16')
-  load.save_orbax(tmp_path / 'm', _with_config(tiny, config))
-  assert load.load_model(str(tmp_path / 'm')).config.dtype == 'bfloat16'
-  assert load.load_model('tiny', path=str(tmp_path / 'm')).config == tiny.config
-
-
 def test_unknown_names_get_the_nearest_presets():
   with pytest.raises(ValueError, match="'smollm2'.*smollm2_135m"):
     load.load_model('smollm2')

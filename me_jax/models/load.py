@@ -72,11 +72,7 @@ def load_model(
       f'{"one" if preset.starts_with_bos else "none"}. Check add_bos_token in '
       'its tokenizer_config.json.'
     )
-  if model.config == preset.config:
-    return model
-  return language_model(  # Its dtype differs.
-    preset.config, model.params, model.tokenizer, name=name_or_path
-  )
+  return model
 
 
 def load_tokenizer(
@@ -210,13 +206,11 @@ def _check_same_shape(
   expected: config_lib.ModelConfig,
   found: config_lib.ModelConfig,
 ) -> None:
-  """Dtype aside: it is the preset's choice, not the file's."""
   differing = [
     f'{field.name} is {getattr(found, field.name)}, expected '
     f'{getattr(expected, field.name)}'
     for field in dataclasses.fields(expected)
-    if field.name != 'dtype'
-    and getattr(found, field.name) != getattr(expected, field.name)
+    if getattr(found, field.name) != getattr(expected, field.name)
   ]
   if differing:
     raise ValueError(
