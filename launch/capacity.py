@@ -53,7 +53,8 @@ _DTYPE = flags.DEFINE_enum(
   'dtype',
   'float32',
   ['float32', 'bfloat16'],
-  'Of weights and activations. Runs hold weights in float32.',
+  'Of weights and activations. Kernels that are edited, which are float32 in '
+  'runs, and their products are counted as all others.',
 )
 _EFFORT = flags.DEFINE_float(
   'effort',

@@ -33,10 +33,10 @@ from me_jax.config import EvalConfig
 from me_jax.evals import registry, runner
 from me_jax.evals.task import fingerprint
 from me_jax.evals.untouched import Room, Untouched
-from me_jax.models import load
+from me_jax.models import load, precision
 from me_jax.progress import Progress, duration
 from me_jax.reporting import run_report
-from me_jax.typing import ModelState, SitePredictor
+from me_jax.typing import DTYPES, ModelState, SitePredictor
 from me_jax.workdir import Workdir, samples_path
 
 _MODEL = flags.DEFINE_string(
@@ -46,6 +46,9 @@ _PATH = flags.DEFINE_string(
   'path',
   '',
   'Where the weights of the preset are, if not at their usual place.',
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', DTYPES, 'Of the weights and activations of --model.'
 )
 _RUN = flags.DEFINE_string(
   'run', None, 'A workdir of launch.run, whose edited model is evaluated.'
@@ -116,6 +119,8 @@ def evaluate(settings: EvalConfig) -> None:
   start = time.monotonic()
   if bool(_MODEL.value) == bool(_RUN.value):
     raise ValueError('Say either --model or --run.')
+  if _RUN.value and _DTYPE.value != 'float32':
+    raise ValueError('A --run keeps its dtype; --dtype is for a --model.')
   if not _TASKS.value or not _WORKDIR.value:
     raise ValueError('Say --tasks and --workdir; --list_tasks shows all tasks.')
   cache.open_cache(_CACHE_DIR.value)
@@ -143,6 +148,7 @@ def evaluate(settings: EvalConfig) -> None:
   identity = {
     'config': {
       'model': {'name': name, 'path': _weights_path()},
+      'dtype': model.config.dtype,
       'evals': dataclasses.asdict(settings),
       'limit': _LIMIT.value,
       'seed': _SEED.value,
@@ -213,7 +219,9 @@ def _state(mesh: Mesh | None) -> rebuild.EditedState:
     return rebuild.edited_state(
       _RUN.value, until=_EDIT_STEP.value, weights=_PATH.value, mesh=mesh
     )
-  model = load.load_model(_MODEL.value, path=_PATH.value, mesh=mesh)
+  model = precision.in_dtype(
+    load.load_model(_MODEL.value, path=_PATH.value, mesh=mesh), _DTYPE.value
+  )
   return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
 
 

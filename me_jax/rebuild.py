@@ -164,11 +164,10 @@ def _rebuild(
   source = identity['config']['model']
   path = weights or source['path']
   config = identity['config']
-  base = precision.in_dtype(
-    load.load_model(source['name'], path=path, mesh=mesh),
-    config.get('dtype', 'float32'),
-    exact=registry.edited_paths(registry.stored_config(config['method'])),
-  )
+  base = load.load_model(source['name'], path=path, mesh=mesh)
+  if (dtype := config.get('dtype', 'float32')) != 'float32':
+    method = registry.stored_config(config['method'])
+    base = precision.in_dtype(base, dtype, registry.edited_paths(method))
   if base.fingerprint != identity['weights']:
     raise ValueError(
       f'The run began with weights {identity["weights"][:12]}, but '

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+DTYPES = ('float32', 'bfloat16')  # that a model may compute in
 Params = dict[str, Any]  # nested; leaves are arrays
 ParamPath = str  # 'layers/5/mlp/down_proj/kernel'
 Site = str  # 'layers/5/mlp/key'

@@ -43,6 +43,9 @@ def quick_compilation(request):
     if item.parent is request.node
   )
   jax.config.update(_OPTIMISATIONS, not is_real)
+  yield
+  # Also for what belongs to the whole session, which comes before a module.
+  jax.config.update(_OPTIMISATIONS, False)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import plain_model
 import pytest
 
+from experiments import base
 from me_jax import trees
 from me_jax.edits.edit import LowRank, apply_edit, kernel_path
 from me_jax.models import convert, load, precision
@@ -94,3 +95,15 @@ def test_files_are_float32(half, tmp_path):
   assert found.fingerprint == whole.fingerprint
   for path, leaf in trees.flatten(found.params).items():
     assert (leaf == trees.get(half.params, path)).all()
+
+
+def test_a_codebook_wants_float32():
+  with pytest.raises(ValueError, match='float32 for GRACE'):
+    base.run_config('tiny', base.grace('tiny'), tasks=(), dtype='bfloat16')
+
+
+def test_logits_keep_the_sums_of_products(half):
+  """They are no numbers of bfloat16."""
+  found = plain_model.logits(half.config, half.params, IDS)
+  rounded = found.astype(jnp.bfloat16).astype(jnp.float32)
+  assert (found != rounded).mean() > 0.9

@@ -179,9 +179,11 @@ def _adjusted_ppl(
 
   @functools.cache
   def scorer() -> LanguageModel:
-    # The unedited model of the run may be asked, and is there already.
+    # A judge is float32. The unedited model of the run may be it, and is there
+    # already.
     source = config.scorer
-    if source.name == model.name and not source.path:
+    is_own = source.name == model.name and not source.path
+    if is_own and model.config.dtype == 'float32':
       return model
     mesh = sharding.mesh_of(model.params)
     return load.load_model(source.name, path=source.path, mesh=mesh)

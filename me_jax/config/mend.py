@@ -5,7 +5,7 @@ from typing import Any
 
 from me_jax.config.checks import ascending, at_least, one_of
 from me_jax.config.run import ModelSource
-from me_jax.models.config import DTYPES
+from me_jax.typing import DTYPES
 
 
 @dataclasses.dataclass(kw_only=True)

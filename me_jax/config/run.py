@@ -5,9 +5,10 @@ from typing import Any
 
 from me_jax.config.adjusted_perplexity import AdjustedPerplexityConfig
 from me_jax.config.checks import at_least, one_of
+from me_jax.config.grace import GraceConfig
 from me_jax.config.model import ModelSource
 from me_jax.config.saliency import SaliencyConfig
-from me_jax.models.config import DTYPES
+from me_jax.typing import DTYPES
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -145,6 +146,11 @@ class RunConfig:
 
   def __post_init__(self):
     one_of('dtype', self.dtype, DTYPES)
+    if self.dtype != 'float32' and isinstance(self.method, GraceConfig):
+      raise ValueError(
+        f'dtype must be float32 for GRACE, got {self.dtype!r}: its radii tell '
+        'keys apart by less than bfloat16 rounds them.'
+      )
     at_least('num_edits', self.num_edits, 1)
     at_least('edit_batch_size', self.edit_batch_size, 1)
     at_least('limit', self.limit, 0)

@@ -113,7 +113,7 @@ def _masked(
   """Attention scores in float32, where the mask lets."""
   # The lowest finite number, not -inf: a row of padding, which attends to
   # nothing, must not become NaN and leak through 0 * NaN.
-  scores = jnp.einsum(names, q, k).astype(jnp.float32)
+  scores = jnp.einsum(names, q, k, preferred_element_type=jnp.float32)
   return jnp.where(mask, scores, _LOWEST)
 
 

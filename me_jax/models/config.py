@@ -2,7 +2,7 @@
 
 import dataclasses
 
-DTYPES = ('float32', 'bfloat16')
+from me_jax.typing import DTYPES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -180,12 +180,14 @@ def logits(
   dtype = jnp.dtype(config.dtype)
   norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
   x = norm.apply({'params': params['norm']}, x)
+  # Sums of products of bfloat16, too, are kept in float32: rounded, likely
+  # tokens would tie.
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   with _FULL_PRECISION():
     if config.tie_embeddings:
       table = params['embed_tokens']['embedding'].astype(dtype)
-      return jnp.einsum('...D,VD->...V', x, table).astype(jnp.float32)
-    kernel = params['lm_head']['kernel'].astype(dtype)
-    return (x @ kernel).astype(jnp.float32)
+      return dot('...D,VD->...V', x, table)
+    return dot('...D,DV->...V', x, params['lm_head']['kernel'].astype(dtype))
 
 
 def _run_block(

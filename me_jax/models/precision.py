@@ -27,10 +27,10 @@ def in_dtype(
     KeyError: One of `exact` is none of the model's.
     ValueError: It is another dtype.
   """
-  if dtype == model.config.dtype:
-    return model
   for path in exact:
     trees.get(model.params, path)
+  if dtype == model.config.dtype:
+    return model
   rounded = {
     path: leaf if path in exact else leaf.astype(dtype)
     for path, leaf in trees.flatten(model.params).items()

@@ -157,7 +157,8 @@ def edit_settings(run: MeasuredRun) -> dict[str, Any]:
   """What its edits depend on beside the model, by path."""
   names = ('method', 'edit_batch_size', 'facts', 'second_moment', 'seed')
   found = {n: run.config[n] for n in names if n in run.config}
-  return flat_settings(found)
+  # Runs from before there was a choice were float32.
+  return flat_settings({**found, 'dtype': run.config.get('dtype', 'float32')})
 
 
 def _setting(name: str, value: Any) -> str:
