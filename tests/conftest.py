@@ -12,7 +12,6 @@ jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['golden_fixtures']
 
-_OPTIMISATIONS = 'jax_disable_most_optimizations'
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -33,28 +32,12 @@ def few_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation(request):
-  """Programs of tiny models take longer to compile than to run: XLA optimises
-  them little, but in modules that ask the real model."""
-  is_real = any(
-    'smollm2' in item.fixturenames
-    for item in request.session.items
-    if item.parent is request.node
-  )
-  jax.config.update(_OPTIMISATIONS, not is_real)
-  yield
-  # Also for what belongs to the whole session, which comes before a module.
-  jax.config.update(_OPTIMISATIONS, False)
-
-
 @pytest.fixture
-def usual_compilation(quick_compilation):
-  """What users run."""
-  before = jax.config.read(_OPTIMISATIONS)
-  jax.config.update(_OPTIMISATIONS, False)
+def light_compilation():
+  """For large programs of which little is asked: XLA optimises them less."""
+  jax.config.update('jax_disable_most_optimizations', True)
   yield
-  jax.config.update(_OPTIMISATIONS, before)
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def _place(variable: str, default: str) -> pathlib.Path:
