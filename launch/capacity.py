@@ -27,6 +27,7 @@ from me_jax.capacity import chips, estimate, functions, report, topology
 from me_jax.models.config import PRESETS
 from me_jax.progress import duration
 from me_jax.reporting import table_forms
+from me_jax.typing import DTYPES
 
 _MODEL = flags.DEFINE_enum(
   'model', 'llama2_7b', sorted(PRESETS), 'Whose shape is taken.'
@@ -52,7 +53,7 @@ _MESHES = flags.DEFINE_list(
 _DTYPE = flags.DEFINE_enum(
   'dtype',
   'float32',
-  ['float32', 'bfloat16'],
+  DTYPES,
   'Of weights and activations. Kernels that are edited, which are float32 in '
   'runs, and their products are counted as all others.',
 )

@@ -68,7 +68,7 @@ def start() -> None:
       )
     except jax.errors.JaxRuntimeError as e:
       raise RuntimeError(
-        f'The other processes were not found at '
+        'The other processes were not found at '
         f'{_COORDINATOR.value or "the address that JAX found out"} '
         f'({str(e)[:200]}). All must be started, and be let through there.'
       ) from e

@@ -132,7 +132,7 @@ def test_continues_after_a_kill_bit_for_bit(tiny, rows, tmp_path, calls):
 
   with pytest.raises(_Killed):
     collect(tiny, rows, [1, 2], tmp_path / 'b', _SPEC, killer, **arguments)
-  assert not second_moment.is_stored(tmp_path / 'b', 1)
+  assert not second_moment.stored(tmp_path / 'b', [1])
 
   again = []
   resumed = collect(

@@ -87,13 +87,9 @@ def layer_directory(directory: files.PathLike, layer: int) -> pathlib.Path:
   return pathlib.Path(directory) / f'layer_{layer}'
 
 
-def is_stored(directory: files.PathLike, layer: int) -> bool:
-  """Whether there is a C of this layer, of whatever fingerprint."""
-  return _record_path(directory, layer).is_file()
-
-
 def stored(directory: files.PathLike, layers: Sequence[int]) -> list[int]:
-  """Those of `layers` of which there is a C, the same for all processes.
+  """Those of `layers` of which there is a C, of whatever fingerprint; the same
+  for all processes.
 
   Raises:
     FileNotFoundError: Some have it and some do not.

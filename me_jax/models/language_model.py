@@ -48,13 +48,9 @@ def language_model(
   found = {
     path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves.items()
   }
-  may_be = lambda path: (
-    config.dtype
-    if path in leaves and leaves[path].dtype == config.dtype
-    else 'float32'
-  )
+  rounded = {p for p, leaf in leaves.items() if leaf.dtype == config.dtype}
   expected = {
-    path: (shape, may_be(path))
+    path: (shape, config.dtype if path in rounded else 'float32')
     for path, shape in shapes.param_shapes(config).items()
   }
   wrong = [

@@ -24,13 +24,13 @@ def in_dtype(
     exact: Parameters that are kept as they are.
 
   Raises:
-    KeyError: One of `exact` is none of the model's.
+    KeyError: It rounds, and one of `exact` is none of the model's.
     ValueError: It is another dtype.
   """
-  for path in exact:
-    trees.get(model.params, path)
   if dtype == model.config.dtype:
     return model
+  for path in exact:
+    trees.get(model.params, path)
   rounded = {
     path: leaf if path in exact else leaf.astype(dtype)
     for path, leaf in trees.flatten(model.params).items()
