@@ -32,15 +32,6 @@ _SMALL = functions.Sizes(
 _MESH = '4x2'
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Nothing is run."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 @pytest.fixture(scope='module')
 def setting():
   """Each kernel and table can be cut in two."""

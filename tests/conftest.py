@@ -33,11 +33,12 @@ def few_programs():
 
 
 @pytest.fixture
-def light_compilation():
-  """For large programs of which little is asked: XLA optimises them less."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
+def usual_compilation():
+  """What users run, where `make test` would have XLA optimise less."""
+  before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def _place(variable: str, default: str) -> pathlib.Path:

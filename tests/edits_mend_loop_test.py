@@ -141,7 +141,6 @@ def test_a_killed_training_ends_with_the_same_bytes(
 
 
 @eight_devices.needs_eight
-@pytest.mark.usefixtures('light_compilation')
 def test_on_a_mesh_as_on_one_device(
   tiny, job, undisturbed, tmp_path, monkeypatch
 ):

@@ -22,26 +22,8 @@ from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
 MESHES = ('8x1', '4x2', '2x4', '1x8')
 _TOLERANCE = 1e-5
-_OPTIMISATIONS = 'jax_disable_most_optimizations'
 
 pytestmark = needs_eight
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Little is run here and much compiled."""
-  before = jax.config.read(_OPTIMISATIONS)
-  jax.config.update(_OPTIMISATIONS, True)
-  yield
-  jax.config.update(_OPTIMISATIONS, before)
-
-
-@pytest.fixture
-def usual_compilation(quick_compilation):
-  """What users run."""
-  jax.config.update(_OPTIMISATIONS, False)
-  yield
-  jax.config.update(_OPTIMISATIONS, True)
 
 
 @pytest.fixture(scope='module')
