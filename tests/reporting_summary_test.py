@@ -37,7 +37,7 @@ def test_a_collapse_is_told(said):
     'CommonsenseQA from 60.0 to 5.0.'
   ) in text
   assert 'WikiText-2 perplexity: no longer finite' in text
-  assert 'none of its answers is long enough' in text
+  assert 'None of its answers after 10 edits is long enough' in text
   assert '90.0 % of its answers are “C”' in text
   assert 'with R = 0.9900.' in text
   assert 'warned of 2 of its 10 edit steps' in text
@@ -106,3 +106,12 @@ def test_several_runs_are_compared_first(tmp_path):
 
 def test_a_run_alone_is_not_compared(tmp_path):
   assert list(_said(make(tmp_path / 'run', Made(method=rome())))) == ['ROME']
+
+
+def test_of_one_step_nothing_is_called_later(said):
+  made = Made(
+    method={'name': 'memit', 'layers': [4, 5]}, edits=(0, 10), size=10
+  )
+  text = said(made)
+  assert 'a fact comes out 75.0 % (65.0–85.0) right after the one step' in text
+  assert 'later' not in text

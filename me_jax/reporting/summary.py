@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from me_jax.evals.chance import chance
-from me_jax.reporting import labels, other_tables, overview
+from me_jax.reporting import labels, other_tables, overview, text_tables
 from me_jax.reporting.measured_run import EDIT_TASK, MeasuredRun
 from me_jax.reporting.significance import Changes
 from me_jax.reporting.study import Study
@@ -96,11 +96,17 @@ def _of_facts(run: MeasuredRun, last: int) -> Iterator[str]:
       if before
       else ''
     )
-    yield (
-      f'Asked as it was written, a fact came out {_value(individual)} right '
-      f'just after its own edit and {_value(sequential)} right after all '
-      f'{last} edits, {fate}{floor}.'
-    )
+    if last <= run.config.get('edit_batch_size', 1):
+      yield (
+        f'Asked as it was written, a fact comes out {_value(sequential)} right '
+        f'after the one step{floor}.'
+      )
+    else:
+      yield (
+        f'Asked as it was written, a fact came out {_value(individual)} right '
+        f'just after its own edit and {_value(sequential)} right after all '
+        f'{last} edits, {fate}{floor}.'
+      )
   general, free = (
     row('sequential', 'generalization'),
     row('unedited', 'generalization'),
@@ -199,16 +205,15 @@ def _of_text(study: Study, run: MeasuredRun, last: int) -> Iterator[str]:
   edits = run.edits('adjusted_ppl', 'adj_mean')
   if edits:
     row = run.row('adjusted_ppl', 'adj_mean', edits[-1])
+    after = f'after {edits[-1]} {"edit" if edits[-1] == 1 else "edits"}'
     if row.n and math.isfinite(row.value):
       yield (
-        f'Another model finds its answers after {edits[-1]} edits of an '
-        f'adjusted perplexity of {number(row.value, 2)} (n = {row.n}).'
+        f'Its answers {after} have an adjusted perplexity of '
+        f'{number(row.value, 2)}, judged by {text_tables.scorer(run)} '
+        f'(n = {row.n}).'
       )
     else:
-      yield (
-        f'After {edits[-1]} edits none of its answers is long enough to be '
-        'judged as text.'
-      )
+      yield f'None of its answers {after} is long enough to be judged as text.'
 
 
 def _of_letters(study: Study, run: MeasuredRun, last: int) -> Iterator[str]:
