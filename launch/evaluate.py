@@ -157,6 +157,7 @@ def evaluate(settings: EvalConfig) -> None:
       'edit_batch_size': state.edit_batch_size,
     },
     'weights': state.fingerprint,
+    'unedited': state.unedited,
     'tokenizer': model.tokenizer.fingerprint,
     'tasks': {task.name: fingerprint(task) for task in tasks},
     'prompts': prompts,
@@ -222,7 +223,8 @@ def _state(mesh: Mesh | None) -> rebuild.EditedState:
   model = precision.in_dtype(
     load.load_model(_MODEL.value, path=_PATH.value, mesh=mesh), _DTYPE.value
   )
-  return rebuild.EditedState(model, 0, 0, 1, 'unedited', model.fingerprint)
+  weights = model.fingerprint
+  return rebuild.EditedState(model, 0, 0, 1, 'unedited', weights, weights)
 
 
 def _known(

@@ -31,6 +31,7 @@ class EditedState(NamedTuple):
     method: How.
     fingerprint: Of all that an answer depends on: of the weights or, for a
       method that acts in the forward pass, of weights, method and state.
+    unedited: The fingerprint of the weights before any edit.
     editor: That method; None where the edits are all in the weights.
     editor_state: What it carries along.
   """
@@ -41,6 +42,7 @@ class EditedState(NamedTuple):
   edit_batch_size: int
   method: str
   fingerprint: str
+  unedited: str
   editor: Editor | None = None
   editor_state: Any = None
 
@@ -111,6 +113,7 @@ def edited_state(
     edit_batch_size=config['edit_batch_size'],
     method=config['method']['name'],
     fingerprint=fingerprint,
+    unedited=workdir.identity()['weights'],
     editor=editor,
     editor_state=state,
   )

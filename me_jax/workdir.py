@@ -198,6 +198,8 @@ def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
 _BEFORE = {'config.dtype': 'float32'}
 # Where the weights are may change; which they are is compared by their hash.
 _PLACES = ('config.model.path', 'config.method.network')
+# The weights before any edit, which those after it imply.
+_IMPLIED = ('unedited',)
 # What is measured, as lists and by name. It may grow.
 _MEASURED = ('tasks', 'eval_steps', 'analyses')
 _TASK_HASHES = 'tasks'
@@ -210,7 +212,7 @@ def _is_compared(
   name: str, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> bool:
   """Whether a difference in this field is one between two runs."""
-  if name in _PLACES or name in {f'config.{m}' for m in _MEASURED}:
+  if name in (*_PLACES, *_IMPLIED, *(f'config.{m}' for m in _MEASURED)):
     return False
   if name.startswith(f'{_TASK_HASHES}.'):
     return name in before and name in now

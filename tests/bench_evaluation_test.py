@@ -328,7 +328,7 @@ def test_copies_change_nothing(small, root):
     is_chat=False,
     layer=1,
     edited=rebuild.EditedState(
-      small, 1, 1, 1, 'grace', 'edited', editor, state
+      small, 1, 1, 1, 'grace', 'edited', 'unedited', editor, state
     ),
   )
   timings = list(

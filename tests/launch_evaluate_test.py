@@ -465,6 +465,7 @@ def test_the_edited_model_of_a_run(evaluate, score, edited, tiny, tmp_path):
     values.append(rows[0].value)
     identity = Workdir(workdir).identity()
     assert identity['weights'] == rows[0].state
+    assert identity['unedited'] == tiny.fingerprint
     # Whoever scores must find the tokenizer where the run found it.
     model = {'name': 'tiny', 'path': str(tmp_path / 'weights')}
     assert identity['config']['model'] == model

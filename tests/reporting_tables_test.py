@@ -209,6 +209,19 @@ def test_an_evaluation_is_what_a_run_without_step_0_is_compared_with(tmp_path):
   assert names['ROME on tiny', '10']['CommonsenseQA'].mark == ''
 
 
+def test_an_evaluation_of_edited_weights_is_compared_with_the_unedited(
+  tmp_path,
+):
+  path = make(tmp_path / 'after', Made(method={'name': 'rome'}, edits=(10,)))
+  file = path / 'config.json'
+  config = json.loads(file.read_text())
+  weights = {'weights': 'edited weights', 'unedited': 'tiny weights'}
+  config['identity'] |= weights
+  files.write_atomic(file, json.dumps(config))
+  lines = _lines(_tables(evaluation(tmp_path / 'eval'), path)['table1'])
+  assert lines['ROME', '10']['CommonsenseQA'].mark == '↓'
+
+
 def test_other_items_make_another_line(tmp_path):
   a = make(tmp_path / 'a', Made(method=rome()))
   right = {0: 10, 1: 10, 4: 10, 10: 10}

@@ -52,7 +52,8 @@ class MeasuredRun:
   @property
   def weights(self) -> str:
     """The hash of the model at step 0."""
-    return self.identity.get('weights', '')
+    identity = self.identity
+    return identity.get('unedited', identity.get('weights', ''))
 
   @property
   def layers(self) -> tuple[int, ...]:
