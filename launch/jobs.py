@@ -8,6 +8,7 @@ import os
 import pathlib
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from me_jax import files
 from me_jax.config import Cell
 
+# Of every program that a grid may hold.
+_SHARED_FLAGS = (
+  '--data_root',
+  '--cache_dir',
+  '--config.dtype',
+  '--config.model.name',
+  '--config.model.path',
+)
 _TAIL = 4096  # bytes of a log in which the reason of a failure is looked for
 
 
@@ -66,12 +75,17 @@ def make_jobs(
     configs: Paths of config files, each with the argument of its `sweep` behind
       a colon, if any.
     root: Where the workdirs are.
-    flags: Added to the command of every `launch.run`.
+    flags: Added to the command of every `launch.run`, as '--name=value'.
 
   Raises:
-    ValueError: A file has no `sweep`, or a cell waits for none of the others.
+    ValueError: A file has no `sweep`, a cell waits for none of the others, or
+      a flag has its value apart from it.
     OSError: There is no such file.
   """
+  if apart := [flag for flag in flags if not flag.startswith('-')]:
+    raise ValueError(
+      f'Expected flags of runs as --name=value, got {apart[0]!r} by itself.'
+    )
   jobs: dict[str, Job] = {}
   for config in configs:
     path, _, arg = config.partition(':')
@@ -113,9 +127,8 @@ def _job(
   ]
   if cell.module == 'launch.run':
     command += flags
-  else:  # Of a program with other settings, only where things are.
-    places = ('--data_root', '--cache_dir')
-    command += [f for f in flags if f.partition('=')[0] in places]
+  else:  # Of a program with other settings, only those that it has, too.
+    command += [f for f in flags if f.partition('=')[0] in _SHARED_FLAGS]
   return Job(cell.name, pathlib.Path(config).stem, tuple(command), cell.after)
 
 
@@ -133,6 +146,7 @@ class Ledger:
     """Keeps what became of the job."""
     record = {
       'command': job.command,
+      'host': socket.gethostname(),
       'pid': os.getpid(),
       **dataclasses.asdict(status),
     }
@@ -144,13 +158,15 @@ class Ledger:
       record = json.loads(self._path(job).read_text())
       if tuple(record.pop('command')) != job.command:
         return Status()
-      runner = record.pop('pid')
+      host, runner = record.pop('host', ''), record.pop('pid')
       status = Status(**record)
     except FileNotFoundError:
       return Status()
     except (ValueError, KeyError, TypeError):
       return Status(reason=f'{self._path(job)} is damaged')
-    if status.state == 'running' and not _is_alive(runner):
+    # Of another host nothing can be known.
+    is_here = host in ('', socket.gethostname())
+    if status.state == 'running' and is_here and not _is_alive(runner):
       return dataclasses.replace(status, state='interrupted')
     return status
 
@@ -312,17 +328,20 @@ def _is_alive(pid: int) -> bool:
   return True
 
 
-def lines(jobs: Sequence[Job]) -> list[str]:
-  """Shell commands that may run in any order, each of jobs that must not."""
-  groups: list[list[Job]] = []
+def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+  """Jobs that must run one after another, in groups that may run anyhow."""
+  found: list[list[Job]] = []
   for job in jobs:
     related = {job.name, *job.after}
-    joined = [g for g in groups if any(related & _names(g))]
+    joined = [g for g in found if any(related & _names(g))]
     merged = [*(other for g in joined for other in g), job]
-    groups = [g for g in groups if g not in joined] + [merged]
-  return [
-    ' && '.join(shlex.join(job.command) for job in group) for group in groups
-  ]
+    found = [g for g in found if g not in joined] + [merged]
+  return found
+
+
+def line(group: Sequence[Job]) -> str:
+  """A shell command that runs the jobs one after another."""
+  return ' && '.join(shlex.join(job.command) for job in group)
 
 
 def _names(group: Sequence[Job]) -> set[str]:

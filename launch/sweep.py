@@ -9,13 +9,17 @@ r"""Runs the grid of an experiment, or writes it down for a cluster.
       --slurm=all.sbatch -- --data_root=DATA
 
 What stands behind `--` is added to the command of every run. The same command
-again goes on with what is not done; `--status` only says what is. Runs of
-several experiments with the same model, method and layer share a workdir: edits
-are made once, and what each experiment measures is added.
+again goes on with what is not done; `--status` only says what is, of an array
+job, too. What becomes of a list of commands is not written down: there, ask
+`launch.report`. Runs of several experiments with the same model, method and
+layer share a workdir: edits are made once, and what each experiment measures is
+added.
 """
 
 import pathlib
+import shlex
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -38,6 +42,9 @@ _JOBS = flags.DEFINE_integer(
   1,
   'Runs at once. Each wants the memory of a run; on one accelerator that is 1.',
   lower_bound=1,
+)
+_ONLY = flags.DEFINE_multi_string(
+  'only', [], 'Only this run, as RUN.EXPERIMENT; may be given several times.'
 )
 _STATUS = flags.DEFINE_bool('status', False, 'Only print what is done.')
 _COMMANDS = flags.DEFINE_string(
@@ -71,16 +78,25 @@ def main(argv: list[str]) -> None:
   try:
     if not _CONFIGS.value:
       raise ValueError('Say --config, at least once.')
-    jobs = jobs_lib.make_jobs(_CONFIGS.value, root, argv[1:])
+    jobs = _chosen(jobs_lib.make_jobs(_CONFIGS.value, root, argv[1:]))
     ledger = Ledger(root)
     if _STATUS.value:
       print(table(jobs, ledger))
     elif _COMMANDS.value or _SLURM.value:
-      write(jobs_lib.lines(jobs), root)
+      write(jobs_lib.groups(jobs), root, argv[1:])
     elif not run(jobs, ledger):
       sys.exit(1)
   except (OSError, ValueError) as e:
     sys.exit(f'Error: {e}')
+
+
+def _chosen(jobs: list[Job]) -> list[Job]:
+  labels = [job.label for job in jobs]
+  if unknown := set(_ONLY.value) - set(labels):
+    raise ValueError(
+      f'--only: {", ".join(sorted(unknown))} is none of {", ".join(labels)}.'
+    )
+  return [job for job in jobs if not _ONLY.value or job.label in _ONLY.value]
 
 
 def run(jobs: list[Job], ledger: Ledger) -> bool:
@@ -111,24 +127,38 @@ def table(jobs: list[Job], ledger: Ledger) -> str:
   return '\n'.join(lines)
 
 
-def write(commands: list[str], root: pathlib.Path) -> None:
+def write(
+  groups: list[list[Job]], root: pathlib.Path, more: Sequence[str]
+) -> None:
   """Writes the commands, as a list or as an array job."""
   if _COMMANDS.value:
+    commands = map(jobs_lib.line, groups)
     files.write_atomic(_COMMANDS.value, '\n'.join(commands) + '\n')
-    print(f'{len(commands)} commands: {_COMMANDS.value}')
+    print(f'{len(groups)} commands: {_COMMANDS.value}')
   if _SLURM.value:
     (root / 'sweep').mkdir(parents=True, exist_ok=True)
-    quoted = '\n'.join(
-      "  '" + line.replace("'", "'\\''") + "'" for line in commands
-    )
+    tasks = [_task(group, root, more) for group in groups]
+    quoted = '\n'.join(f'  {shlex.quote(task)}' for task in tasks)
     text = _SBATCH.format(
-      last=len(commands) - 1,
+      last=len(groups) - 1,
       root=root,
       here=pathlib.Path.cwd(),
       commands=quoted,
     )
     files.write_atomic(_SLURM.value, text)
-    print(f'{len(commands)} tasks: sbatch {_SLURM.value}')
+    print(f'{len(groups)} tasks: sbatch {_SLURM.value}')
+
+
+def _task(group: list[Job], root: pathlib.Path, more: Sequence[str]) -> str:
+  """A sweep of these jobs alone, which writes down what becomes of them."""
+  return shlex.join(
+    [
+      *(sys.executable, '-m', 'launch.sweep', f'--root={root}'),
+      *(f'--config={config}' for config in _CONFIGS.value),
+      *(f'--only={job.label}' for job in group),
+      *('--', *more),
+    ]
+  )
 
 
 if __name__ == '__main__':

@@ -48,7 +48,8 @@ def _states(jobs, ledger):
 def test_commands_of_an_experiment(tmp_path):
   path = tmp_path / 'table9.py'
   path.write_text(_EXPERIMENT)
-  flags = ['--data_root=D', '--config.limit=3']
+  both = ['--data_root=D', '--config.model.path=M', '--config.dtype=bfloat16']
+  flags = [*both, '--config.limit=3']
   jobs = jobs_lib.make_jobs([f'{path}:z=3', f'{path}:z=3'], tmp_path, flags)
   assert [job.label for job in jobs] == ['a.table9', 'train.other', 'b.table9']
   assert [job.command[1:] for job in jobs] == [
@@ -64,7 +65,7 @@ def test_commands_of_an_experiment(tmp_path):
       'launch.train_mend',
       '--config=other.py:y=1',
       f'--workdir={tmp_path}/train',
-      '--data_root=D',
+      *both,
     ),
     (
       '-m',
@@ -75,7 +76,7 @@ def test_commands_of_an_experiment(tmp_path):
       *flags,
     ),
   ]
-  first, second = jobs_lib.lines(jobs)
+  first, second = map(jobs_lib.line, jobs_lib.groups(jobs))
   assert first == shlex.join(jobs[0].command)
   assert second == ' && '.join(shlex.join(j.command) for j in jobs[1:])
 
@@ -87,6 +88,8 @@ def test_what_is_no_grid_is_refused(tmp_path):
     jobs_lib.make_jobs([str(path)], tmp_path, [])
   with pytest.raises(FileNotFoundError, match='is it a file'):
     jobs_lib.make_jobs([str(tmp_path / 'none.py')], tmp_path, [])
+  with pytest.raises(ValueError, match="--name=value, got 'D' by itself"):
+    jobs_lib.make_jobs([str(path)], tmp_path, ['--data_root', 'D'])
   path.write_text(_EXPERIMENT.replace("Cell('train'", "Cell('other'"))
   with pytest.raises(ValueError, match='waits for train, which is no cell'):
     jobs_lib.make_jobs([str(path)], tmp_path, [])
@@ -213,13 +216,20 @@ def test_the_program(tmp_path):
   assert f'2 tasks: sbatch {script}' in said
   subprocess.run(['bash', '-n', script], check=True)
   assert '#SBATCH --array=0-1' in script.read_text()
-  shown = script.read_text().replace('eval "', 'echo "')
-  found = subprocess.run(
-    ['bash', '-c', shown],
+  first, second = commands.read_text().splitlines()
+  assert shlex.split(first)[-1] == '--data_root=a b'
+  assert second.count(' -m launch.') == 2
+  # The file has no get_config: the task ends, and the grid's table has it.
+  task = subprocess.run(
+    ['bash', script],
     env={**os.environ, 'SLURM_ARRAY_TASK_ID': '0'},
     capture_output=True,
     text=True,
-    check=True,
-  ).stdout
-  assert found == commands.read_text().splitlines()[0] + '\n'
-  assert shlex.split(found)[-1] == '--data_root=a b'
+  )
+  assert task.returncode == 1 and '1 runs.' in task.stdout
+  status = start('--status')
+  assert '| a | table9 | failed |' in status and 'get_config' in status
+  assert '| b | table9 | waiting |' in status
+  with pytest.raises(subprocess.CalledProcessError) as e:
+    start('--status', '--only=c.table9')
+  assert 'c.table9 is none of a.table9, train.other, b.' in e.value.stderr
