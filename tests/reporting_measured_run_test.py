@@ -5,6 +5,7 @@ import math
 import pytest
 from reporting_workdirs import Made, evaluation, make, rome
 
+from me_jax import results
 from me_jax.reporting.measured_run import read_run
 
 
@@ -62,6 +63,26 @@ def test_an_evaluation_is_read(tmp_path):
   assert run.method['name'] == 'unedited'
   assert run.edits() == [0] and run.records == [] and run.triangle == []
   assert run.is_finished and run.edits_made == 0
+
+
+def test_the_last_state_must_be_measured_in_full(tmp_path):
+  path = make(tmp_path / 'run', Made(method=rome()))
+  rows = results.read_rows(path / 'results.jsonl')
+  (path / 'results.jsonl').unlink()
+  last = lambda row: (row.num_edits, row.task) == (10, 'wikitext_ppl')
+  results.append_rows(
+    path / 'results.jsonl', [row for row in rows if not last(row)]
+  )
+  assert not read_run(path).is_finished
+
+
+def test_a_run_may_end_with_edits_that_are_not_measured(tmp_path):
+  path = make(tmp_path / 'run', Made(method=rome(), edits=(0, 1)))
+  assert not read_run(path).is_finished
+  run = read_run(make(tmp_path / 'whole', Made(method=rome())))
+  config = {**run.config, 'eval_steps': [0]}
+  whole = dataclasses.replace(run, identity={**run.identity, 'config': config})
+  assert whole.is_finished
 
 
 def test_a_run_that_has_only_begun(tmp_path):

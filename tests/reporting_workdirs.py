@@ -118,6 +118,9 @@ def evaluation(path: pathlib.Path, model: str = 'tiny') -> pathlib.Path:
   make(path, made)
   rows = results.read_rows(path / 'results.jsonl')
   kept = [row for row in rows if row.task == 'commonsenseqa']
+  config = json.loads((path / 'config.json').read_text())
+  config['identity']['config']['tasks'] = ['commonsenseqa']
+  files.write_atomic(path / 'config.json', json.dumps(config))
   (path / 'results.jsonl').unlink()
   (path / 'triangle.jsonl').unlink()
   results.append_rows(path / 'results.jsonl', kept)

@@ -75,9 +75,21 @@ class MeasuredRun:
 
   @property
   def is_finished(self) -> bool:
-    """Whether every edit was made, and the state after the last is measured."""
-    measured = max((row.num_edits for row in self.rows), default=-1)
-    return measured >= self.num_edits
+    """Whether every edit was made, and the last state that is to be measured
+    is measured in full."""
+    last = max(self.config.get('eval_steps', ()), default=self.num_edits)
+    wanted = {
+      *self.config.get('tasks', self.identity.get('tasks', ())),
+      *self.config.get('analyses', ()),
+    }
+    if not last or self.method['name'] == 'grace':
+      wanted.discard('weight_drift')  # Of weights that no edit has changed.
+    measured = {row.task for row in self.rows if row.num_edits == last}
+    return (
+      bool(measured)
+      and wanted <= measured
+      and self.edits_made >= self.num_edits
+    )
 
   @functools.cached_property
   def _by_name(self) -> dict[tuple[str, str, int], results.Row]:
