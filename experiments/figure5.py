@@ -7,8 +7,9 @@ r"""Figure 5 of the paper: MEMIT's batch size.
       --root=runs/paper -- --data_root=data
 
 CommonsenseQA against the number of edited facts, up to 1,000, one line a batch
-size. Subjects may come again, or there would be no 1,000; of facts about one
-subject the later ones stand.
+size; the first 100 are the facts of the other experiments. Subjects may come
+again, or there would be no 1,000; of facts about one subject the later ones
+stand.
 
 The paper, LLaMA-2-7B: at equal numbers of facts larger batches do less harm.
 """

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import hashlib
 import json
@@ -245,7 +246,7 @@ def test_unknown_names_are_refused():
 def _requests(n):
   return [
     EditRequest(
-      case_id=str(i), subject=f's{i // 2}', prompt='{}?', target_new='x'
+      case_id=str(i), subject=f's{i // 2}', prompt=f'{{}} {i}?', target_new='x'
     )
     for i in range(n)
   ]
@@ -267,6 +268,17 @@ def test_draws_are_nested_and_seeded(subjects, available):
   assert other.case_ids != small.case_ids
   with pytest.raises(ValueError, match=f'but {available} are available'):
     facts.draw(requests, available + 1, seed=3, subjects=subjects)
+
+
+def test_any_subjects_begin_with_the_distinct_ones():
+  requests = _requests(100)
+  distinct = facts.draw(requests, 50, seed=3)
+  both = facts.draw(requests, 100, seed=3, subjects='any')
+  assert both.requests[:50] == distinct.requests
+  again = dataclasses.replace(requests[7], case_id='again', target_new='y')
+  drawn = facts.draw([*requests, again], 100, seed=3, subjects='any')
+  assert drawn.requests == both.requests
+  assert drawn.counts['dropped_repeated_question'] == 1
 
 
 def test_hash_is_that_of_the_content():

@@ -31,8 +31,8 @@ class FactSet:
     requests: In the order in which they are to be written.
     case_ids: Of `requests`.
     sha256: Hex digest of the canonical JSON of `requests`.
-    counts: Those of the pool, and `dropped_repeated_subject`, `available`
-      and `drawn`.
+    counts: Those of the pool, and `dropped_repeated_subject` or
+      `dropped_repeated_question`, `available` and `drawn`.
   """
 
   requests: tuple[EditRequest, ...]
@@ -85,7 +85,9 @@ def draw(
     n: How many.
     seed: Of the order.
     subjects: 'distinct' keeps the first request about each subject only:
-      later edits of a subject overwrite earlier ones. 'any' keeps all.
+      later edits of a subject overwrite earlier ones. 'any' keeps the first of
+      each subject and prompt, for two would ask for different answers to one
+      question; those that 'distinct' keeps come first, in the same order.
 
   Raises:
     ValueError: Fewer than `n` are available, or an argument is not valid.
@@ -95,12 +97,16 @@ def draw(
   if n < 1:
     raise ValueError(f'n must be at least 1, got {n}.')
   pool = requests if isinstance(requests, FactPool) else FactPool(requests)
-  eligible = list(pool)
-  if subjects == 'distinct':
-    first: dict[str, EditRequest] = {}
-    for request in pool:
-      first.setdefault(request.subject, request)
-    eligible = list(first.values())
+  random = np.random.default_rng(seed)
+  distinct = _first_of_each(pool, lambda r: r.subject)
+  eligible = _shuffled(distinct, random)
+  dropped = 'dropped_repeated_subject'
+  if subjects == 'any':
+    questions = _first_of_each(pool, lambda r: (r.subject, r.prompt))
+    there = {r.subject: r for r in distinct}
+    more = [r for r in questions if r is not there[r.subject]]
+    eligible += _shuffled(more, random)
+    dropped = 'dropped_repeated_question'
   if n > len(eligible):
     counts = ', '.join(f'{name} {count}' for name, count in pool.counts.items())
     raise ValueError(
@@ -108,8 +114,7 @@ def draw(
       f'subjects={subjects!r} ({len(pool)} before; {counts}). Ask for fewer'
       + (", or use subjects='any'." if n <= len(pool) else '.')
     )
-  order = np.random.default_rng(seed).permutation(len(eligible))[:n]
-  drawn = tuple(eligible[i] for i in order)
+  drawn = tuple(eligible[:n])
   content = files.canonical_json([r.to_json() for r in drawn])
   return FactSet(
     requests=drawn,
@@ -117,11 +122,26 @@ def draw(
     sha256=hashlib.sha256(content.encode()).hexdigest(),
     counts={
       **pool.counts,
-      'dropped_repeated_subject': len(pool) - len(eligible),
+      dropped: len(pool) - len(eligible),
       'available': len(eligible),
       'drawn': n,
     },
   )
+
+
+def _first_of_each(
+  requests: Iterable[EditRequest], key: Callable[[EditRequest], Any]
+) -> list[EditRequest]:
+  first: dict[Any, EditRequest] = {}
+  for request in requests:
+    first.setdefault(key(request), request)
+  return list(first.values())
+
+
+def _shuffled(
+  requests: Sequence[EditRequest], random: np.random.Generator
+) -> list[EditRequest]:
+  return [requests[i] for i in random.permutation(len(requests))]
 
 
 def _json_list(rows: Iterable[Mapping[str, Any]]) -> str:
