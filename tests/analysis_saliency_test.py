@@ -5,6 +5,7 @@ import plain_model
 import pytest
 
 from me_jax.analysis import saliency as saliency_lib
+from me_jax.analysis import saliency_summary
 from me_jax.analysis.saliency import Prompt, saliency
 from me_jax.models import llama, sites
 
@@ -222,9 +223,12 @@ def test_settings_that_make_no_sense(tiny):
     saliency(tiny.config, label_ids=LABELS)(tiny.params, [])
 
 
-def test_collapse_is_named(tiny):
+def test_a_collapsed_model_is_right_nowhere(tiny):
   broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny.params)
-  with pytest.raises(FloatingPointError, match='not finite'):
-    saliency(tiny.config, label_ids=LABELS, batch_size=1)(
-      broken, _prompts([12])
-    )
+  prompts = _prompts([12])
+  found = saliency(tiny.config, label_ids=LABELS, batch_size=1)(broken, prompts)
+  assert np.isnan(found.scores).all()
+  first = [p._replace(gold=0) for p in prompts]
+  flow = saliency_summary.summarise([(first, found)])
+  assert flow.label_accuracy == 0.0 and np.isnan(flow.late_pq_share)
+  assert flow.crossover_layer is None

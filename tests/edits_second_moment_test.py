@@ -145,6 +145,23 @@ def test_continues_after_a_kill_bit_for_bit(tiny, rows, tmp_path, calls):
   assert sorted(os.listdir(tmp_path / 'b')) == ['layer_1', 'layer_2']
 
 
+def test_other_layers_may_be_collected_meanwhile(tiny, rows, tmp_path):
+  arguments = {'batch_tokens': 200, 'snapshot_seconds': 0.0}
+  seen = []
+
+  def killer(tokens):
+    seen.append(tokens)
+    if len(seen) == 2:
+      raise _Killed
+
+  with pytest.raises(_Killed):
+    collect(tiny, rows, [0, 1], tmp_path, _SPEC, killer, **arguments)
+  collect(tiny, rows, [2], tmp_path, _SPEC, **arguments)
+  again = []
+  collect(tiny, rows, [0, 1], tmp_path, _SPEC, again.append, **arguments)
+  assert again[0] == seen[-1] > 0
+
+
 def test_no_snapshot_before_its_time(tiny, rows, tmp_path):
   def killer(tokens):
     if tokens:
@@ -152,13 +169,12 @@ def test_no_snapshot_before_its_time(tiny, rows, tmp_path):
 
   with pytest.raises(_Killed):
     collect(tiny, rows, [0], tmp_path, _SPEC, killer, snapshot_seconds=1e6)
-  assert not (tmp_path / second_moment_collect.SNAPSHOT).exists()
+  assert not second_moment_collect.snapshot_path(tmp_path, [0]).exists()
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'layers': [0, 3]}, 'layer 3: not being collected'),
     ({'spec': {**_SPEC, 'seed': 9}}, 'seed: expected 9, found 0'),
     ({'batch_tokens': 300}, 'batch_tokens: expected 300, found 200'),
   ],

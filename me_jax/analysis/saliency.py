@@ -60,6 +60,8 @@ class Prompt(NamedTuple):
 class Saliency(NamedTuple):
   """One row per prompt, in their order.
 
+  Of a model that has collapsed they may be NaN or infinite.
+
   Attributes:
     scores: float64 [S, 3, layers], S_wp, S_pq and S_ww.
     label_logits: float32 [S, labels], at the target.
@@ -144,11 +146,6 @@ def saliency(
     if not rows:
       raise ValueError('Expected at least one prompt.')
     found, logits, losses = map(np.stack, zip(*rows, strict=True))
-    if not np.isfinite(found).all():
-      raise FloatingPointError(
-        'The gradients of the attention are not finite. Has the model '
-        'collapsed?'
-      )
     return Saliency(found.astype(np.float64), logits, losses)
 
   return measure

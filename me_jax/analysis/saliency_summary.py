@@ -19,7 +19,8 @@ class Flow(NamedTuple):
     crossover_layer: The first layer from which on S_pq exceeds S_wp up to the
       last; None if it does not at the last.
     late_pq_share: Mean share of S_pq over the last half of the layers.
-    label_accuracy: Share of prompts whose right label has the highest logit.
+    label_accuracy: Share of prompts whose right label has the highest logit;
+      where a logit is NaN or infinite, none has.
     n: Prompts of all seeds.
   """
 
@@ -51,7 +52,7 @@ def summarise(
   shares = shares_of(means).mean(axis=0)
   scores = means.mean(axis=0)
   accuracies = [
-    np.mean(found.label_logits.argmax(axis=1) == [p.gold for p in prompts])
+    np.mean(_chosen(found.label_logits) == [p.gold for p in prompts])
     for prompts, found in seeds
   ]
   return Flow(
@@ -62,6 +63,12 @@ def summarise(
     label_accuracy=float(np.mean(accuracies)),
     n=sum(len(prompts) for prompts, _ in seeds),
   )
+
+
+def _chosen(label_logits: np.ndarray) -> np.ndarray:
+  """The label of each prompt, -1 for none."""
+  finite = np.isfinite(label_logits).all(axis=1)
+  return np.where(finite, label_logits.argmax(axis=1), -1)
 
 
 def shares_of(scores: np.ndarray) -> np.ndarray:

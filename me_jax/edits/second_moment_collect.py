@@ -25,8 +25,6 @@ from me_jax.models.config import ModelConfig
 from me_jax.models.language_model import LanguageModel
 from me_jax.typing import Params
 
-SNAPSHOT = 'unfinished.safetensors'
-
 
 def collect(
   model: LanguageModel,
@@ -79,7 +77,7 @@ def collect(
     [len(row) for row in token_rows], batch_tokens, groups
   )
   snapshot = _Snapshot(
-    directory / SNAPSHOT,
+    snapshot_path(directory, layers),
     {
       **{k: v for k, v in expected[missing[0]].items() if k != 'layer'},
       'batch_tokens': batch_tokens,
@@ -170,6 +168,15 @@ def _one_ahead(results: Iterator) -> Iterator:
     if len(waiting) == 2:
       yield waiting.pop(0)
   yield from waiting
+
+
+def snapshot_path(
+  directory: files.PathLike, layers: Sequence[int]
+) -> pathlib.Path:
+  """Where the sums of these layers are while they are collected: runs that
+  want others may be at work in the same directory."""
+  name = '-'.join(map(str, layers))
+  return pathlib.Path(directory) / f'unfinished_{name}.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
