@@ -1,11 +1,12 @@
 """The paper's Table 3: what another model thinks of the edited one's text."""
 
-from me_jax.reporting import paper
+from me_jax.reporting import labels, paper
 from me_jax.reporting.measured_run import MeasuredRun
 from me_jax.reporting.other_tables import by_edits
 from me_jax.reporting.study import Study
 from me_jax.reporting.table import INTERVAL, Line, Table, cell
 
+_ROME = {'name': 'rome'}  # as in the paper's table: with C
 _TEXT = {
   'adj_mean': ('mean', 2),
   'adj_median': ('median', 2),
@@ -32,7 +33,8 @@ def adjusted_perplexity(study: Study) -> Table | None:
     )
     layer = str(run.layers[0]) if len(run.layers) == 1 else ''
     there = published['adjusted_perplexity'].get(layer)
-    if there and paper.has_model(run) and run.method['name'] == 'rome':
+    is_rome = labels.method_name(run.method) == labels.method_name(_ROME)
+    if there and paper.has_model(run) and is_rome:
       cells = [paper.cell(there, str(n)) for n in edits]
       lines.append(
         Line((paper.name('rome') + f', layer {layer}',), cells, True)
