@@ -28,11 +28,13 @@ def test_numbers_and_tables_are_those_of_the_runs(tmp_path, root):
   row = read_run(root / 'deep').row('wikitext_ppl', 'ppl', 4)
   text = (
     "Now {{ value('deep', 'wikitext_ppl', 'ppl', 4, digits=2) }}.\n\n"
+    "{{ value('deep', 'edit', 'sequential_reliability', 4, interval=True) }}\n"
     "{{ table('table2', ['shallow', 'deep']) }}\n"
   )
   (path,) = _fill(tmp_path, root, text)
   found = path.read_text()
-  assert found.startswith(f'Now {row.value:.2f}.\n\n### The facts by method')
+  reliability = '90.0 (80.0–100.0)\n'
+  assert found.startswith(f'Now {row.value:.2f}.\n\n{reliability}### The facts')
   assert '| ROME, layer 5 | 4 |' in found and '| ROME, layer 25 | 4 |' in found
   assert found.endswith('.\n')
 
@@ -91,6 +93,10 @@ def test_the_course_of_a_training(tmp_path):
     ('{{ runs }}', "'runs' is undefined"),
     ("{{ figure('facts', 'deep') }}", r"list, as \['deep'\], not 'deep'"),
     ("{{ value('deep', 'mmlu') }}", 'template.md: .*missing'),
+    (
+      "{{ value('deep', 'wikitext_ppl', 'ppl', 4, interval=True) }}",
+      'ppl of wikitext_ppl has no interval',
+    ),
     ('a\n{{ value( }}', 'template.md, line 2'),
   ],
 )

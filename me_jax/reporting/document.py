@@ -4,7 +4,8 @@ Its template is Markdown with Jinja's marks:
 
     {{ table('table2', ['rome', 'grace']) }}
     After 100 edits {{ value('rome', 'edit', 'sequential_reliability', 100) }} %
-    are left. {{ figure('facts', ['rome']) }}
+    are left, {{ value('rome', 'wikitext_ppl', 'ppl', 100, interval=True) }} is
+    the perplexity. {{ figure('facts', ['rome']) }}
     {{ training('training_scores', 'mend_training') }}
 
 Runs, and trainings of MEND, go by the names of their workdirs. A number that
@@ -120,16 +121,28 @@ class _Document:
     return self._picture(_named(name, found, 'figure', [workdir]))
 
   def value(
-    self, run: str, task: str, metric: str, num_edits: int, digits: int = 1
+    self,
+    run: str,
+    task: str,
+    metric: str,
+    num_edits: int,
+    digits: int = 1,
+    interval: bool = False,
   ) -> str:
-    """One number of a run's results."""
+    """One number of a run's results, with its 95 % interval if wanted."""
     row = self._run(run).row(task, metric, num_edits)
     if row is None:
       raise ValueError(
         f'{run}: {metric} of {task} was not measured after {num_edits} edits; '
         f'its results are in {self._run(run).path}.'
       )
-    return table.number(row.value, digits)
+    text = table.number(row.value, digits)
+    if not interval:
+      return text
+    if row.ci_low is None or row.ci_high is None:
+      raise ValueError(f'{run}: {metric} of {task} has no interval.')
+    low, high = (table.number(x, digits) for x in (row.ci_low, row.ci_high))
+    return f'{text} ({low}–{high})'
 
   def _run(self, name: str) -> MeasuredRun:
     if name not in self._runs:
