@@ -5,8 +5,8 @@
 Reads workdirs of launch.run, also while the run goes on, and of
 launch.evaluate, whose unedited models stand beside runs of the same weights.
 Nothing is written there. `report/index.html` is the page; `report/tables` has
-Markdown and LaTeX, `report/figures` PNG and PDF, each with the CSV that it was
-drawn from.
+Markdown, LaTeX and CSV, `report/figures` PNG and PDF, each with the CSV that it
+was drawn from.
 """
 
 import sys

@@ -59,6 +59,7 @@ def test_every_figure_that_has_rows_is_there(found):
     'figure6',
     'figure7',
     'figure8',
+    'saliency',
     'adjusted_perplexity',
     *(
       f'{kind}_{run}'
@@ -117,6 +118,10 @@ def test_figure_8_shows_the_model_before_and_after(found):
   own = [c for c in chart.curves if c.panel == 'unedited tiny']
   assert [list(c.x) for c in own] == [list(range(6))] * 3
   assert np.sum([c.y for c in own], axis=0) == pytest.approx(1)
+  raw = [c for c in found['saliency'].curves if c.panel == 'unedited tiny']
+  total = np.sum([c.y for c in raw], axis=0)
+  for shares, values in zip(own, raw, strict=True):
+    assert np.array(values.y) / total == pytest.approx(np.array(shares.y))
 
 
 def test_facts_and_text(found):

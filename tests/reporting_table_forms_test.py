@@ -12,7 +12,8 @@ TABLE = Table(
   columns=['MMLU', 'MBPP', 'why'],
   lines=[
     Line(
-      ('ROME', '1'), [Cell(46.84, 40.0, 50.06, 50, '↓'), Cell(1.5, n=9), 'x']
+      ('ROME', '1'),
+      [Cell(46.84, 40.0, 50.06, 50, '↓', 0.01), Cell(1.5, n=9), 'x'],
     ),
     Line((EVIL, '10'), [Cell(math.nan, n=50), Cell(math.inf, n=8), EVIL]),
     Line(('paper', '10'), [Cell(47.0, digits=0), None, ''], is_paper=True),
@@ -43,6 +44,23 @@ def test_markdown():
   assert r'\<script\>alert(1)\</script\> a\|b\_c' in lines[5]
   assert lines[6] == '| paper | 10 | 47 |  |  |'
   assert lines[-1] == r'One \<b\> note.'
+
+
+def test_rows():
+  found = table_forms.rows(TABLE)
+  assert len(found) == 8  # of nine cells one is empty
+  assert found[0] == {
+    'run': 'ROME',
+    'edits': '1',
+    'column': 'MMLU',
+    'value': 46.84,
+    'ci_low': 40.0,
+    'ci_high': 50.06,
+    'n': 50,
+    'p_vs_t0': 0.01,
+    'is_paper': False,
+  }
+  assert found[-1]['value'] == '' and found[-1]['is_paper']
 
 
 def test_latex():

@@ -91,6 +91,9 @@ def test_marks_are_those_of_the_paired_tests(found, run):
   assert (cell.value, cell.n) == (pytest.approx(-55.0), 20)
   assert (cell.low, cell.high) == (compared.low, compared.high)
   assert compared.p < 0.05 / 2
+  # Of two tests.
+  assert compared.p <= cell.p <= 2 * compared.p
+  assert _lines(found['table1'])['ROME', '10']['CommonsenseQA'].p == cell.p
   infinite = _lines(found['differences'])['ROME', '10']
   assert infinite['WikiText-2 perplexity, nats'].value == float('inf')
 

@@ -60,6 +60,7 @@ def test_all_files_are_written(written):
   assert sorted(paths) == sorted(p for p in out.rglob('*') if p.is_file())
   names = {str(p.relative_to(out)) for p in paths}
   assert {'index.html', 'tables/table1.md', 'tables/table2.tex'} <= names
+  assert 'p_vs_t0' in (out / 'tables' / 'differences.csv').read_text()
   figures = {n.rpartition('.')[0] for n in names if n.startswith('figures/')}
   for figure in figures:
     assert {f'{figure}.{kind}' for kind in ('png', 'pdf', 'csv')} <= names

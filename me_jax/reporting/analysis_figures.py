@@ -22,6 +22,7 @@ def figures(study: Study) -> Iterator[Chart | None]:
   """All of this file."""
   yield drift(study)
   yield saliency(study)
+  yield raw_saliency(study)
   yield adjusted_perplexity(study)
 
 
@@ -71,17 +72,7 @@ def drift(study: Study) -> Chart | None:
 
 def saliency(study: Study) -> Chart | None:
   """Figure 8: where the answer comes from, by layer."""
-  curves: list[Curve] = []
-  panels = set()
-  for run in study.all_runs:
-    edits = run.edits('saliency')
-    chosen = [n for n in edits if n == 0] + [n for n in edits[-1:] if n]
-    for n in chosen:
-      edited = f'{study.labels[run]}, {n} edits'
-      panel = edited if n else f'unedited {run.model}'
-      if panel not in panels:
-        panels.add(panel)
-        curves += _flows(run, n, panel)
+  curves = _all_flows(study, 'share')
   if not curves:
     return None
   return Chart(
@@ -96,6 +87,24 @@ def saliency(study: Study) -> Chart | None:
     curves=curves,
     y_low=0.0,
     y_high=1.0,
+  )
+
+
+def raw_saliency(study: Study) -> Chart | None:
+  """What the shares of Figure 8 are shares of."""
+  curves = _all_flows(study, 's')
+  if not curves:
+    return None
+  return Chart(
+    name='saliency',
+    title='Saliency in context by layer, as measured (Figure 8)',
+    caption='What Figure 8 shows the shares of: means over the pairs of tokens '
+    'of each kind of |Σ A ⊙ ∂L/∂A|, the sum being over the heads. A mean of 0 '
+    'has no place on this scale.',
+    x_label='layer',
+    y_label='mean saliency of a pair, log scale',
+    curves=curves,
+    y_scale='log',
   )
 
 
@@ -140,11 +149,29 @@ def _numbers(run: MeasuredRun, task: str, metric: str) -> dict[int, float]:
   return {n: run.row(task, metric, n).value for n in run.edits(task, metric)}
 
 
-def _flows(run: MeasuredRun, num_edits: int, panel: str) -> list[Curve]:
-  """The three shares by layer."""
+def _all_flows(study: Study, kind: str) -> list[Curve]:
+  """Before the edits, once for a model, and after the last."""
+  curves: list[Curve] = []
+  panels = set()
+  for run in study.all_runs:
+    edits = run.edits('saliency')
+    chosen = [n for n in edits if n == 0] + [n for n in edits[-1:] if n]
+    for n in chosen:
+      edited = f'{study.labels[run]}, {n} edits'
+      panel = edited if n else f'unedited {run.model}'
+      if panel not in panels:
+        panels.add(panel)
+        curves += _flows(run, n, panel, kind)
+  return curves
+
+
+def _flows(
+  run: MeasuredRun, num_edits: int, panel: str, kind: str
+) -> list[Curve]:
+  """The three by layer: raw, 's', or a 'share'."""
   curves = []
   for flow, label in _FLOWS.items():
-    prefix = f'share_{flow.removeprefix("s_")}/'
+    prefix = f'{kind}_{flow.removeprefix("s_")}/'
     rows = sorted(
       (int(name.removeprefix(prefix)), row)
       for name in run.metrics('saliency')

@@ -132,12 +132,17 @@ def _table(
       cell(
         study.score(run, t, n),
         mark=changes.mark(run, n, t),
+        p=changes.p(run, n, t),
         digits=labels.task_digits(t),
       )
       for t in tasks
     ]
     cells += [
-      cell(run.row(EDIT_TASK, f, n), mark=changes.mark(run, n, f))
+      cell(
+        run.row(EDIT_TASK, f, n),
+        mark=changes.mark(run, n, f),
+        p=changes.p(run, n, f),
+      )
       for f in facts
     ]
     cells += [

@@ -41,7 +41,16 @@ def differences(study: Study, changes: Changes) -> Table | None:
       digits = 3 if c.metric in LOSSES else 1
       mark = changes.mark(run, n, task)
       cells.append(
-        Cell(c.difference, c.low, c.high, c.n, mark, digits, is_change=True)
+        Cell(
+          c.difference,
+          c.low,
+          c.high,
+          c.n,
+          mark,
+          c.p_holm,
+          digits,
+          is_change=True,
+        )
       )
     lines.append(Line((study.labels[run], str(n)), cells))
   is_loss = {

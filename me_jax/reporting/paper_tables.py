@@ -49,6 +49,7 @@ def benchmarks(study: Study, changes: Changes) -> Table | None:
       cell(
         scores.get(t),
         mark=changes.mark(run, n, t),
+        p=changes.p(run, n, t),
         digits=labels.task_digits(t),
       )
       for t in tasks
@@ -97,7 +98,11 @@ def facts(study: Study, changes: Changes) -> Table | None:
   for run in study.runs:
     for n in run.edits(EDIT_TASK, 'sequential_reliability'):
       cells = [
-        cell(run.row(EDIT_TASK, name, n), mark=changes.mark(run, n, name))
+        cell(
+          run.row(EDIT_TASK, name, n),
+          mark=changes.mark(run, n, name),
+          p=changes.p(run, n, name),
+        )
         for name in _FACT_COLUMNS
       ]
       lines.append(Line((study.labels[run], str(n)), cells))

@@ -47,6 +47,13 @@ class Changes(NamedTuple):
     difference, p = self.facts.get((run, num_edits), {}).get(name, (0.0, 1.0))
     return _sign(difference, p)
 
+  def p(self, run: MeasuredRun, num_edits: int, name: str) -> float | None:
+    """Of the same test, adjusted; None where there was none."""
+    if found := self.tasks.get((run, num_edits), {}).get(name):
+      return found.p_holm
+    _, p = self.facts.get((run, num_edits), {}).get(name, (0.0, None))
+    return p
+
 
 def changes(study: Study) -> Changes:
   """Every measured state of every run."""

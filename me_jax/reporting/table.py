@@ -20,6 +20,7 @@ class Cell(NamedTuple):
     high: Upper end.
     n: How many items are behind it.
     mark: A sign behind it.
+    p: Of the test that the mark is about, None where there was none.
     digits: After the decimal point.
     is_change: A difference, whose sign is always shown.
   """
@@ -29,6 +30,7 @@ class Cell(NamedTuple):
   high: float | None = None
   n: int | None = None
   mark: str = ''
+  p: float | None = None
   digits: int = 1
   is_change: bool = False
 
@@ -68,11 +70,13 @@ class Table:
   notes: Sequence[str] = ()
 
 
-def cell(row: Row | None, *, mark: str = '', digits: int = 1) -> Cell | None:
+def cell(
+  row: Row | None, *, mark: str = '', p: float | None = None, digits: int = 1
+) -> Cell | None:
   """A result with its interval and n."""
   if row is None:
     return None
-  return Cell(row.value, row.ci_low, row.ci_high, row.n, mark, digits)
+  return Cell(row.value, row.ci_low, row.ci_high, row.n, mark, p, digits)
 
 
 def number(value: float, digits: int = 1) -> str:

@@ -40,6 +40,25 @@ def markdown_text(text: str) -> str:
   return ' '.join(escaped.split())
 
 
+def rows(table: Table) -> list[dict[str, str | float | int | None]]:
+  """A row per number, unrounded; p of the test against the unedited model."""
+  return [
+    {
+      **dict(zip(table.heads, line.heads, strict=True)),
+      'column': column,
+      'value': c.value if isinstance(c, Cell) else c,
+      'ci_low': c.low if isinstance(c, Cell) else None,
+      'ci_high': c.high if isinstance(c, Cell) else None,
+      'n': c.n if isinstance(c, Cell) else None,
+      'p_vs_t0': c.p if isinstance(c, Cell) else None,
+      'is_paper': line.is_paper,
+    }
+    for line in table.lines
+    for column, c in zip(table.columns, line.cells, strict=True)
+    if c is not None
+  ]
+
+
 def latex(table: Table) -> str:
   """The table as a float; needs the package booktabs."""
   shares = [n is not None for n in shared_n(table)]

@@ -50,6 +50,7 @@ def write(
   for table in found:
     contents[f'tables/{table.name}.md'] = table_forms.markdown(table)
     contents[f'tables/{table.name}.tex'] = table_forms.latex(table)
+    contents[f'tables/{table.name}.csv'] = to_csv(table_forms.rows(table))
   images = []
   for figure, picture in drawn:
     for kind in ('png', 'pdf'):
