@@ -12,6 +12,7 @@ import pytest
 from eight_devices import mesh as _mesh
 from eight_devices import needs_eight
 
+from me_jax import trees
 from me_jax.capacity import chips, costs, estimate, functions, report, topology
 from me_jax.models.config import PRESETS
 
@@ -106,6 +107,18 @@ def test_memory_and_flops(setting, estimates):
   # All of them are read at each step.
   assert one.costs.nbytes > least / tokens * 2 * _SMALL.decode_steps
   assert one.amount == 4 * 2 * _SMALL.decode_steps
+
+
+@needs_eight
+def test_kernels_that_are_edited_stay_float32(setting, estimates):
+  config = dataclasses.replace(setting.config, dtype='bfloat16')
+  rounded = dataclasses.replace(setting, config=config)
+  path = 'layers/0/mlp/down_proj/kernel'
+  found = trees.flatten(rounded.run_params([path]))
+  assert {p for p, leaf in found.items() if leaf.dtype == 'float32'} == {path}
+  whole = estimates['rome'].arguments
+  small = estimate.estimate(rounded, 'rome', effort=0.0).arguments
+  assert whole / 2 < small < whole
 
 
 @needs_eight

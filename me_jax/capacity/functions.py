@@ -7,7 +7,7 @@ accelerators. No weights are made.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from me_jax.edits import (
   batched_values,
   memit,
   mend_examples,
+  mend_factors,
   mend_training,
   packing,
   rome,
@@ -28,13 +29,14 @@ from me_jax.edits import (
   target_texts,
   values,
 )
+from me_jax.edits.edit import kernel_path
 from me_jax.engines.decoding import Rows
 from me_jax.engines.forward import Forward
 from me_jax.engines.functions import Functions
 from me_jax.engines.prefix import Prefix
 from me_jax.models import shapes
 from me_jax.models.config import ModelConfig
-from me_jax.typing import ModelState, Params
+from me_jax.typing import ModelState, ParamPath, Params
 
 Compile = Callable[[jax.stages.Lowered], jax.stages.Compiled]
 
@@ -145,6 +147,16 @@ class Setting:
       }
     )
 
+  def run_params(self, edited: Collection[ParamPath]) -> Params:
+    """The weights in a run whose method edits these, which are float32 in any
+    case. See `models.precision`."""
+    return trees.unflatten(
+      {
+        path: leaf.update(dtype=jnp.float32) if path in edited else leaf
+        for path, leaf in trees.flatten(self.params).items()
+      }
+    )
+
   @property
   def weight_bytes(self) -> int:
     """Of the weights, on one device."""
@@ -245,6 +257,7 @@ def rome_search(at: Setting, compile_: Compile) -> Call:
   """The latent search of one fact, to its last step."""
   s, config = at.sizes, config_lib.RomeConfig()
   layer = _layer(at.config, config.layer)
+  params = at.run_params([kernel_path(layer)])
   targets = (s.rome_rows - 1, s.rome_targets)
   told = rows.Rows(
     ids=at.whole(s.rome_rows, s.rome_tokens),
@@ -256,7 +269,7 @@ def rome_search(at: Setting, compile_: Compile) -> Call:
     tail_slots=at.whole(s.rome_tail),
   )
   lowered = values.prepare.lower(
-    at.config, at.params, told, layer=layer, site='mlp/out'
+    at.config, params, told, layer=layer, site='mlp/out'
   )
   prepare = compile_(lowered)
   prepared = jax.tree.map(
@@ -269,7 +282,7 @@ def rome_search(at: Setting, compile_: Compile) -> Call:
   search = compile_(
     values.search.lower(
       at.config,
-      at.params,
+      params,
       told,
       prepared,
       layer=layer,
@@ -283,6 +296,7 @@ def rome_search(at: Setting, compile_: Compile) -> Call:
 def memit_search(at: Setting, compile_: Compile) -> Call:
   """The latent search of a batch of facts, to its last step."""
   s, config = at.sizes, config_lib.memit_preset('easyedit')
+  layers = [_layer(at.config, layer) for layer in config.layers]
   wide = at.dealt(s.memit_rows, s.memit_room + s.memit_tail)
   packed = packing.Packed(
     ids=wide,
@@ -298,12 +312,12 @@ def memit_search(at: Setting, compile_: Compile) -> Call:
   target = at.dealt(s.memit_rows * s.memit_tail * 3 // 4)
   lowered = batched_values.search.lower(
     at.config,
-    at.params,
+    at.run_params([kernel_path(layer) for layer in layers]),
     packed,
     batched_values.Wanted(
       target, target, target, target.update(dtype=jnp.float32)
     ),
-    layer=_layer(at.config, config.layers[-1]),
+    layer=layers[-1],
     search_config=memit.search_config(config),
   )
   parts = [Part(compile_(lowered), config.v_num_grad_steps)]
@@ -311,7 +325,12 @@ def memit_search(at: Setting, compile_: Compile) -> Call:
 
 
 def second_moment(at: Setting, compile_: Compile) -> Call:
-  """The keys' products of a batch of texts, for the layers of MEMIT."""
+  """The keys' products of a batch of texts, for the layers of MEMIT.
+
+  They are those of the float32 model, whatever the dtype of the run.
+  """
+  config = dataclasses.replace(at.config, dtype='float32')
+  at = dataclasses.replace(at, config=config)
   s = at.sizes
   layers = config_lib.MemitConfig().layers
   lowered = second_moment_collect.grams.lower(
@@ -353,7 +372,7 @@ def mend_step(at: Setting, compile_: Compile) -> Call:
     jax.eval_shape(lambda: mend_training.init_state(config, at.config)),
   )
   lowered = mend_training.make_update(config, at.config, at.mesh).lower(
-    at.params, state, group
+    at.run_params(mend_factors.edited_paths(config.layers)), state, group
   )
   # Its one loop goes over the examples, and says so.
   return Call([Part(compile_(lowered))], examples, 'example')
