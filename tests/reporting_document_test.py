@@ -65,7 +65,14 @@ def test_the_course_of_a_training(tmp_path):
       )
     ],
   )
-  paths = _fill(tmp_path, tmp_path, "{{ training('training_loss', 'mend') }}")
+  text = (
+    "{{ training('training_loss', 'mend') }} {{ trained('mend', 'iteration') }}"
+    " {{ trained('mend', 'locality') }}"
+  )
+  paths = _fill(tmp_path, tmp_path, text)
+  assert paths[0].read_text().endswith(' 2 90.0')
+  with pytest.raises(ValueError, match='recall is no score of a training'):
+    _fill(tmp_path, tmp_path, "{{ trained('mend', 'recall') }}")
   assert paths[1].read_bytes().startswith(b'\x89PNG')
   chart = training_figures.figures(tmp_path / 'mend')[0]
   found = {

@@ -6,7 +6,8 @@ Its template is Markdown with Jinja's marks:
     After 100 edits {{ value('rome', 'edit', 'sequential_reliability', 100) }} %
     are left, {{ value('rome', 'wikitext_ppl', 'ppl', 100, interval=True) }} is
     the perplexity. {{ figure('facts', ['rome']) }}
-    {{ training('training_scores', 'mend_training') }}
+    {{ training('training_scores', 'mend_training') }} End:
+    {{ trained('mend_training', 'reliability') }} %.
 
 Runs, and trainings of MEND, go by the names of their workdirs. A number that
 was not measured is an error, and so is a run that is not finished.
@@ -77,6 +78,7 @@ def make(
       value=made.value,
       figure=made.figure,
       training=made.training,
+      trained=made.trained,
     )
   # TypeError: an argument too many or too few.
   except (jinja2.TemplateError, TypeError) as e:
@@ -119,6 +121,19 @@ class _Document:
     """A figure of a training."""
     found = training_figures.figures(self._root / workdir)
     return self._picture(_named(name, found, 'figure', [workdir]))
+
+  def trained(self, workdir: str, name: str) -> str:
+    """A score of the networks that a training kept, in per cent, or after how
+    many examples they were: 'iteration'."""
+    found = training_figures.best(self._root / workdir)
+    if name == 'iteration':
+      return f'{found[name]:,}'
+    if name not in training_figures.SCORES:
+      raise ValueError(
+        f'{workdir}: {name} is no score of a training; these are iteration, '
+        f'{", ".join(training_figures.SCORES)}.'
+      )
+    return table.number(100 * found[name])
 
   def value(
     self,

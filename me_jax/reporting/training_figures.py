@@ -11,7 +11,7 @@ from me_jax.evals.task import Record
 from me_jax.reporting.figure import Chart, Curve
 from me_jax.reporting.measured_run import checked
 
-_SCORES = {
+SCORES = {
   'reliability': 'right, own prompts',
   'generalization': 'right, other wordings',
   'locality': 'as unedited, unrelated texts',
@@ -23,6 +23,29 @@ _LOSSES = {
 }
 
 
+def best(workdir: pathlib.Path) -> Record:
+  """The validation of the least loss, whose networks are kept.
+
+  Raises:
+    FileNotFoundError: There is no curve.
+    ValueError: It is damaged, or holds no validation.
+  """
+  found = [r for r in _read(workdir) if r['part'] == 'validation']
+  if not found:
+    raise ValueError(f'{workdir / mend_loop.CURVE} holds no validation yet.')
+  return min(found, key=lambda record: record['loss'])
+
+
+def _read(workdir: pathlib.Path) -> list[Record]:
+  path = workdir / mend_loop.CURVE
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path} is not there. Expected the workdir of a launch.train_mend that '
+      'has made a validation.'
+    )
+  return checked(files.read_jsonl(path), ('part', 'iteration', *_LOSSES), path)
+
+
 def figures(workdir: pathlib.Path) -> list[Chart]:
   """Scores and losses over the course of the training in a workdir.
 
@@ -30,15 +53,7 @@ def figures(workdir: pathlib.Path) -> list[Chart]:
     FileNotFoundError: There is no curve.
     ValueError: It is damaged.
   """
-  path = workdir / mend_loop.CURVE
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'{path} is not there. Expected the workdir of a launch.train_mend that '
-      'has made a validation.'
-    )
-  records = checked(
-    files.read_jsonl(path), ('part', 'iteration', *_LOSSES), path
-  )
+  records = _read(workdir)
   chart = functools.partial(
     Chart,
     caption='At each validation: means over its facts, and over the examples '
@@ -50,7 +65,7 @@ def figures(workdir: pathlib.Path) -> list[Chart]:
       name='training_scores',
       title='Single edits during the training of MEND',
       y_label='tokens, %',
-      curves=_curves(records, _SCORES, 100.0),
+      curves=_curves(records, SCORES, 100.0),
       y_low=0.0,
       y_high=100.0,
     ),
