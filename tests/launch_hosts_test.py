@@ -47,19 +47,59 @@ def _question(split, i):
   }
 
 
+_ROME = (
+  '--config.method.layer=0',
+  '--config.method.mom2_adjustment=False',
+  '--config.method.v_num_grad_steps=2',
+  "--config.method.context_templates=('{}', 'So it goes. {}')",
+  '--config.num_edits=1',
+  '--config.eval_steps=(0,1)',
+  '--config.limit=2',
+  '--config.evals.exemplars=fixed',
+  f'--config.tasks={",".join(_TASKS)}',
+)
+# Two facts with all that a method needs: second moments for MEMIT, too.
+_OTHERS = """
+from me_jax import config
+
+_METHODS = {
+  'memit': config.MemitConfig(layers=(1, 2), v_num_grad_steps=2),
+  'grace': config.GraceConfig(layer=2, n_iter=4),
+}
+
+
+def get_config(arg):
+  is_memit = arg == 'memit'
+  return config.RunConfig(
+    model=config.ModelSource(name='tiny'),
+    method=_METHODS[arg],
+    facts=config.FactsConfig(name='sample'),
+    second_moment=config.SecondMomentConfig(
+      corpus='generated', n_samples=0, min_tokens=200, max_length=32
+    ),
+    num_edits=2,
+    edit_batch_size=2 if is_memit else 1,
+    eval_steps=(0, 2),
+    tasks=('sample_ppl',),
+    analyses=('weight_drift',) if is_memit else (),
+  )
+"""
+
+
 @pytest.fixture
 def start(root):
-  """A function that starts a run on four devices, in so many processes."""
+  """A function that starts a program on so many devices, in so many
+  processes."""
   started = []
 
-  def start(count, workdir):
+  def start(count, workdir, flags, devices=4, module='launch.run'):
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       port = s.getsockname()[1]
     env = {
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(4 // count),
+      'JAX_NUM_CPU_DEVICES': str(devices // count),
       # Compiling takes most of the time here.
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
       'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'),
@@ -77,17 +117,8 @@ def start(root):
       started.append(
         subprocess.Popen(
           [
-            *(sys.executable, '-m', 'launch.run', '--mesh=2x2'),
-            f'--config=experiments/quickstart.py:model={root / "model"}',
-            '--config.method.layer=0',
-            '--config.method.mom2_adjustment=False',
-            '--config.method.v_num_grad_steps=2',
-            "--config.method.context_templates=('{}', 'So it goes. {}')",
-            '--config.num_edits=1',
-            '--config.eval_steps=(0,1)',
-            '--config.limit=2',
-            '--config.evals.exemplars=fixed',
-            f'--config.tasks={",".join(_TASKS)}',
+            *(sys.executable, '-m', module),
+            *flags,
             f'--data_root={root}',
             f'--workdir={workdir}',
             *(others if count > 1 else ()),
@@ -158,15 +189,17 @@ def _assert_same(found, expected, where=''):
 def test_processes_die_are_stopped_and_become_more_and_fewer(start, root):
   """The same comes out as of one process that nothing happens to."""
   run, whole = root / 'run', root / 'whole'
+  config = f'--config=experiments/quickstart.py:model={root / "model"}'
+  flags = ('--mesh=2x2', config, *_ROME)
   # One of two dies.
-  first, second = start(2, run)
+  first, second = start(2, run, flags)
   _await(RunFiles(run).samples(_TASKS[0], 0), [first, second])
   second.kill()
   [code], _, [said] = _ends([first])
   assert code not in (0, None)
   assert 'Error' in said or 'another task died' in said
   # One of four is told to stop, which all do after the edit they are at.
-  four = start(4, run)
+  four = start(4, run, flags)
   _await(RunFiles(run).scores(_TASKS[1], 0), four)
   four[2].terminate()
   codes, _, said = _ends(four)
@@ -175,14 +208,38 @@ def test_processes_die_are_stopped_and_become_more_and_fewer(start, root):
   assert len(read_records(RunFiles(run).checkpoints)) == 1
   assert not RunFiles(run).scores(_TASKS[1], 1).exists()
   # Two end what four have begun.
-  codes, said, errors = _ends(start(2, run))
+  codes, said, errors = _ends(start(2, run, flags))
   assert codes == [0, 0], errors
   assert 'on 4 x cpu as 2x2 in 2 processes' in said[0]
   assert 'Model: ' not in said[1]
 
-  [code], _, errors = _ends(start(1, whole))
+  [code], _, errors = _ends(start(1, whole, flags))
   assert code == 0, errors
   _assert_same(_content(run), _content(whole))
+
+
+@pytest.mark.parametrize('method', ['memit', 'grace'])
+def test_other_methods_in_two_processes(start, root, method):
+  """As in one, and what is asked of the edited model afterwards, too."""
+  config = root / 'others.py'
+  config.write_text(_OTHERS)
+  found = {}
+  for count in (1, 2):
+    run, asked = root / f'{method}{count}', root / f'{method}{count}_asked'
+    flags = ('--mesh=2x1', f'--config={config}:{method}')
+    codes, _, errors = _ends(start(count, run, flags, devices=2))
+    assert codes == [0] * count, errors
+    flags = ('--mesh=2x1', f'--run={run}', '--limit=2', f'--tasks={_TASKS[1]}')
+    program = {'module': 'launch.evaluate', 'devices': 2}
+    codes, _, errors = _ends(start(count, asked, flags, **program))
+    assert codes == [0] * count, errors
+    found[count] = [
+      {**vars(row), 'run': ''}
+      for path in (run, asked)
+      for row in results.read_rows(path / 'results.jsonl')
+    ]
+  assert {row['task'] for row in found[1]} >= {'edit', *_TASKS}
+  _assert_same(found[2], found[1])
 
 
 def test_who_is_told_half_is_told_what_is_missing(monkeypatch):
