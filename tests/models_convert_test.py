@@ -140,6 +140,15 @@ def test_tensors_of_old_versions(tmp_path):
   with pytest.raises(ValueError, match='lm_head.weight differs'):
     convert.read_params(tmp_path, model.config)
 
+  def cut(tensors):
+    tensors['lm_head.weight'] = tensors['lm_head.weight'][1:].copy()
+
+  rewrite(tmp_path / 'model.safetensors', cut)
+  with pytest.raises(
+    ValueError, match="lm_head.weight has shape .*embedding's"
+  ):
+    convert.read_params(tmp_path, model.config)
+
 
 @pytest.mark.parametrize('keep', [0, 5, 100, 0.5, 0.99])
 @pytest.mark.parametrize('sharded', [False, True])

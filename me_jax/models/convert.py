@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -20,6 +21,7 @@ from me_jax.typing import ParamPath, Params
 
 _INDEX = 'model.safetensors.index.json'
 _WHOLE = 'model.safetensors'
+_EMBEDDING = 'embed_tokens/embedding'
 
 
 def read_hf(
@@ -83,7 +85,10 @@ def read_params(
     if name.endswith('.rotary_emb.inv_freq'):
       continue  # Written by old versions; follows from rope_theta.
     if name == 'lm_head.weight' and config.tie_embeddings:
-      tied_head = tensor.read()
+      if tensor.shape == by_path[_EMBEDDING]:
+        tied_head = layout(_EMBEDDING, tensor.shape, tensor.read)
+      else:
+        problems.append(f"{name} has shape {tensor.shape}, not the embedding's")
       continue
     if name not in expected:
       problems.append(f'{name} is not part of this model')
@@ -103,9 +108,10 @@ def read_params(
     for name, (path, _) in expected.items()
     if path not in leaves
   ]
-  embedding = leaves.get('embed_tokens/embedding')
+  embedding = leaves.get(_EMBEDDING)
   if tied_head is not None and embedding is not None:
-    if not np.array_equal(tied_head, embedding):
+    # Each process has a part: only compiled code can compare the whole.
+    if not jnp.array_equal(tied_head, embedding):
       problems.append(
         'lm_head.weight differs from model.embed_tokens.weight although '
         'tie_word_embeddings is true'
