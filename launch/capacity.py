@@ -54,8 +54,9 @@ _DTYPE = flags.DEFINE_enum(
   'dtype',
   'float32',
   DTYPES,
-  'Of weights and activations. Kernels that are edited, which are float32 in '
-  'runs, and their products are counted as all others.',
+  'Of weights and activations. Kernels that a search edits stay float32, and '
+  'second moments are of the float32 model; score and generate are of an '
+  'unedited one.',
 )
 _EFFORT = flags.DEFINE_float(
   'effort',
