@@ -158,6 +158,7 @@ def evaluate(settings: EvalConfig) -> None:
     },
     'weights': state.fingerprint,
     'unedited': state.unedited,
+    'run_state': state.run_state,
     'tokenizer': model.tokenizer.fingerprint,
     'tasks': {task.name: fingerprint(task) for task in tasks},
     'prompts': prompts,

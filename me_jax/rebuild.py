@@ -32,6 +32,8 @@ class EditedState(NamedTuple):
     fingerprint: Of all that an answer depends on: of the weights or, for a
       method that acts in the forward pass, of weights, method and state.
     unedited: The fingerprint of the weights before any edit.
+    run_state: What the run's results call this state; empty if steps were left
+      out, or of no run.
     editor: That method; None where the edits are all in the weights.
     editor_state: What it carries along.
   """
@@ -43,6 +45,7 @@ class EditedState(NamedTuple):
   method: str
   fingerprint: str
   unedited: str
+  run_state: str = ''
   editor: Editor | None = None
   editor_state: Any = None
 
@@ -70,7 +73,7 @@ def edited_model(
   """
   workdir = _open(run)
   _require_weights(workdir)
-  model, _ = _rebuild(workdir, until, without, weights, mesh=None)
+  model, _, _ = _rebuild(workdir, until, without, weights, mesh=None)
   return model
 
 
@@ -92,7 +95,7 @@ def edited_state(
   """
   workdir = _open(run)
   config = workdir.identity()['config']
-  model, num_facts = _rebuild(workdir, until, without, weights, mesh)
+  model, num_facts, run_state = _rebuild(workdir, until, without, weights, mesh)
   edit_step = max(num_facts, default=0)
   editor = registry.acting_editor(config['method'], model)
   state, fingerprint = None, model.fingerprint
@@ -114,6 +117,7 @@ def edited_state(
     method=config['method']['name'],
     fingerprint=fingerprint,
     unedited=workdir.identity()['weights'],
+    run_state='' if without else run_state,
     editor=editor,
     editor_state=state,
   )
@@ -159,8 +163,9 @@ def _rebuild(
   without: Collection[int],
   weights: str,
   mesh: Mesh | None,
-) -> tuple[LanguageModel, dict[int, int]]:
-  """The model, and the number of facts that each step in it wrote."""
+) -> tuple[LanguageModel, dict[int, int], str]:
+  """The model, the number of facts that each step in it wrote, and what the run
+  calls the state after the last."""
   identity = workdir.identity()
   checkpoints = Checkpoints(workdir.checkpoints, identity['weights'])
   steps = _steps(checkpoints, until, without)
@@ -177,9 +182,9 @@ def _rebuild(
       f'{path or source["name"]} holds {base.fingerprint[:12]}. Say where the '
       'right ones are.'
     )
-  params = checkpoints.replay(
-    base.params, until=max(steps, default=0), without=without
-  )
+  last = max(steps, default=0)
+  params = checkpoints.replay(base.params, until=last, without=without)
+  run_state = checkpoints.fingerprint(last)
   num_facts = {
     step: len(checkpoints.load(step).record['requests']) for step in steps
   }
@@ -189,7 +194,7 @@ def _rebuild(
     params=params,
     fingerprint=language_model.fingerprint(base.config, params),
   )
-  return model, num_facts
+  return model, num_facts, run_state
 
 
 def composed_edit(

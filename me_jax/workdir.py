@@ -198,8 +198,8 @@ def samples_path(workdir: files.PathLike, task: str, step: int) -> pathlib.Path:
 _BEFORE = {'config.dtype': 'float32'}
 # Where the weights are may change; which they are is compared by their hash.
 _PLACES = ('config.model.path', 'config.method.network')
-# The weights before any edit, which those after it imply.
-_IMPLIED = ('unedited',)
+# Of a run whose edited model is asked; its weights imply them.
+_IMPLIED = ('unedited', 'run_state')
 # What is measured, as lists and by name. It may grow.
 _MEASURED = ('tasks', 'eval_steps', 'analyses')
 _TASK_HASHES = 'tasks'

@@ -466,6 +466,9 @@ def test_the_edited_model_of_a_run(evaluate, score, edited, tiny, tmp_path):
     identity = Workdir(workdir).identity()
     assert identity['weights'] == rows[0].state
     assert identity['unedited'] == tiny.fingerprint
+    checkpoints = Checkpoints(edited / 'checkpoints', tiny.fingerprint)
+    assert identity['run_state'] == checkpoints.fingerprint(step)
+    checkpoints.close()
     # Whoever scores must find the tokenizer where the run found it.
     model = {'name': 'tiny', 'path': str(tmp_path / 'weights')}
     assert identity['config']['model'] == model

@@ -225,6 +225,38 @@ def test_an_evaluation_of_edited_weights_is_compared_with_the_unedited(
   assert lines['ROME', '10']['CommonsenseQA'].mark == '↓'
 
 
+def test_an_evaluation_of_a_runs_model_is_a_part_of_the_run(tmp_path):
+  path = make(tmp_path / 'run', Made(method=rome()))
+  later = make(tmp_path / 'later', Made(method={'name': 'rome'}, edits=(10,)))
+  config = json.loads((later / 'config.json').read_text())
+  config['identity'] |= {'unedited': 'tiny weights', 'run_state': '10'}
+  files.write_atomic(later / 'config.json', json.dumps(config))
+  rows = results.read_rows(later / 'results.jsonl')
+  (later / 'results.jsonl').unlink()
+  other = 'commonsenseqa_cloze'
+  results.append_rows(
+    later / 'results.jsonl',
+    [
+      dataclasses.replace(row, task=other, value=12.5)
+      for row in rows
+      if row.task == 'commonsenseqa'
+    ]
+    + [dataclasses.replace(row, value=0.0) for row in rows],
+  )
+  (later / 'scores' / 'commonsenseqa').rename(later / 'scores' / other)
+  study = read(later, path)
+  [run] = study.runs
+  assert study.labels[run] == 'ROME' and run.evaluations == [later]
+  assert run.row(other, 'accuracy', 10).value == 12.5
+  assert len(run.scores(other, 10)) == 20
+  # What the run measured itself is not replaced.
+  assert run.row('commonsenseqa', 'accuracy', 10).value == 5.0
+  assert run.row('edit', 'sequential_reliability', 10).value == 75.0
+  config['identity']['run_state'] = 'another'
+  files.write_atomic(later / 'config.json', json.dumps(config))
+  assert len(read(later, path).runs) == 2
+
+
 def test_other_items_make_another_line(tmp_path):
   a = make(tmp_path / 'a', Made(method=rome()))
   right = {0: 10, 1: 10, 4: 10, 10: 10}

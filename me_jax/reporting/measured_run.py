@@ -27,6 +27,8 @@ class MeasuredRun:
     rows: The results, in the order in which they were measured.
     triangle: Scores of fact s after edit step t.
     records: Of the edit steps: requests, losses, seconds.
+    evaluations: Workdirs of launch.evaluate that asked its edited models; their
+      rows are among `rows`.
   """
 
   path: pathlib.Path
@@ -35,6 +37,7 @@ class MeasuredRun:
   rows: Sequence[results.Row]
   triangle: Sequence[Record] = ()
   records: Sequence[Record] = ()
+  evaluations: Sequence[pathlib.Path] = ()
 
   @property
   def config(self) -> Mapping[str, Any]:
@@ -141,8 +144,12 @@ class MeasuredRun:
 
   def scores(self, task: str, num_edits: int) -> list[Record]:
     """The score records of a task; none if there are none."""
-    path = RunFiles(self.path).scores(task, self.step(num_edits))
-    return files.read_jsonl(path)
+    step = self.step(num_edits)
+    places = [
+      RunFiles(path).scores(task, step)
+      for path in (self.path, *self.evaluations)
+    ]
+    return next(filter(None, map(files.read_jsonl, places)), [])
 
 
 def read_run(path: files.PathLike) -> MeasuredRun:

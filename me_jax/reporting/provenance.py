@@ -71,7 +71,7 @@ def _about(run: MeasuredRun) -> list[str]:
   state = 'finished' if run.is_finished else 'not finished'
   spent = seconds(run)
   return [
-    str(run.path),
+    ', '.join(map(str, (run.path, *run.evaluations))),
     run.model,
     f'{state}, {run.edits_made} of {run.num_edits} edits'
     if run.num_edits

@@ -86,10 +86,48 @@ def _asks_alike(one: MeasuredRun, other: MeasuredRun) -> bool:
 
 
 def study(runs: Sequence[MeasuredRun]) -> Study:
-  """The runs together, each with its name."""
+  """The runs together, each with its name.
+
+  What was asked of a run's edited models afterwards is taken into the run,
+  where the run did not ask it itself.
+  """
+  runs = _joined(runs)
   is_evaluation = lambda run: run.method['name'] == UNEDITED
   return Study(
     runs=[run for run in runs if not is_evaluation(run)],
     evaluations=[run for run in runs if is_evaluation(run)],
     labels=dict(zip(runs, labels_lib.run_labels(runs), strict=True)),
+  )
+
+
+def _joined(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+  """Each with the evaluations of its edited models, which are left out."""
+  joined, taken = [], set()
+  for run in runs:
+    own = [other for other in runs if _is_of(other, run)]
+    taken.update(own)
+    tasks = {row.task for row in run.rows}
+    rows = [row for one in own for row in one.rows if row.task not in tasks]
+    joined.append(
+      dataclasses.replace(
+        run,
+        rows=[*run.rows, *rows],
+        evaluations=[one.path for one in own],
+      )
+      if own
+      else run
+    )
+  return [
+    new for run, new in zip(runs, joined, strict=True) if run not in taken
+  ]
+
+
+def _is_of(evaluation: MeasuredRun, run: MeasuredRun) -> bool:
+  """Whether it is one, by launch.evaluate, of an edited model of the run."""
+  run_state = evaluation.identity.get('run_state')
+  state = (evaluation.num_edits, run_state)
+  return (
+    bool(run_state)
+    and _asks_alike(evaluation, run)
+    and any((row.num_edits, row.state) == state for row in run.rows)
   )
