@@ -1,6 +1,7 @@
 """Figures 6 and 8 of the paper and the curves of its Table 3: weights,
 attention, text."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,17 +93,20 @@ def saliency(study: Study) -> Chart | None:
 
 def raw_saliency(study: Study) -> Chart | None:
   """What the shares of Figure 8 are shares of."""
-  curves = _all_flows(study, 's')
+  curves = [
+    dataclasses.replace(curve, y=[y if y > 0 else np.nan for y in curve.y])
+    for curve in _all_flows(study, 's')
+  ]
   if not curves:
     return None
   return Chart(
     name='saliency',
     title='Saliency in context by layer, as measured (Figure 8)',
     caption='What Figure 8 shows the shares of: means over the pairs of tokens '
-    'of each kind of |Σ A ⊙ ∂L/∂A|, the sum being over the heads. A mean of 0 '
-    'has no place on this scale.',
+    'of each kind of |Σ A ⊙ ∂L/∂A|, the sum being over the heads. What is 0 '
+    'is left out.',
     x_label='layer',
-    y_label='mean saliency of a pair, log scale',
+    y_label='saliency, log scale',
     curves=curves,
     y_scale='log',
   )
