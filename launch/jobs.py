@@ -178,6 +178,7 @@ def run(
   jobs: Sequence[Job],
   ledger: Ledger,
   *,
+  others: Sequence[Job] = (),
   at_once: int = 1,
   report: Callable[[Job, Status], None] = lambda job, status: None,
 ) -> bool:
@@ -189,9 +190,11 @@ def run(
   Args:
     jobs: In the order in which they are begun.
     ledger: Where it is written down.
+    others: Of the same grid, not run now, which may have to be done before.
     at_once: Jobs that may run at the same time.
     report: Called when a job begins and when it ends.
   """
+  grid = [*jobs, *others]
   waiting = [job for job in jobs if ledger.read(job).state != 'done']
   running: dict[concurrent.futures.Future, Job] = {}
   children = _Children()
@@ -201,7 +204,7 @@ def run(
       for job in list(waiting):
         if len(running) == at_once:
           break
-        unmet = _unmet(job, jobs, ledger)
+        unmet = _unmet(job, grid, ledger)
         if job.name in busy or unmet:
           continue
         waiting.remove(job)
@@ -217,7 +220,7 @@ def run(
         running.pop(future)
         future.result()
   for job in waiting:
-    unmet = ', '.join(_unmet(job, jobs, ledger))
+    unmet = ', '.join(_unmet(job, grid, ledger))
     ledger.write(job, Status(reason=f'needs {unmet}'))
   return all(ledger.read(job).state == 'done' for job in jobs)
 

@@ -78,13 +78,14 @@ def main(argv: list[str]) -> None:
   try:
     if not _CONFIGS.value:
       raise ValueError('Say --config, at least once.')
-    jobs = _chosen(jobs_lib.make_jobs(_CONFIGS.value, root, argv[1:]))
+    grid = jobs_lib.make_jobs(_CONFIGS.value, root, argv[1:])
+    jobs = _chosen(grid)
     ledger = Ledger(root)
     if _STATUS.value:
       print(table(jobs, ledger))
     elif _COMMANDS.value or _SLURM.value:
       write(jobs_lib.groups(jobs), root, argv[1:])
-    elif not run(jobs, ledger):
+    elif not run(jobs, [job for job in grid if job not in jobs], ledger):
       sys.exit(1)
   except (OSError, ValueError) as e:
     sys.exit(f'Error: {e}')
@@ -99,7 +100,7 @@ def _chosen(jobs: list[Job]) -> list[Job]:
   return [job for job in jobs if not _ONLY.value or job.label in _ONLY.value]
 
 
-def run(jobs: list[Job], ledger: Ledger) -> bool:
+def run(jobs: list[Job], others: list[Job], ledger: Ledger) -> bool:
   """Runs them, says so, and prints the table; whether all is done."""
 
   def report(job: Job, status: Status) -> None:
@@ -109,7 +110,9 @@ def run(jobs: list[Job], ledger: Ledger) -> bool:
 
   print(f'{len(jobs)} runs. Logs: {ledger.log(jobs[0]).parent}', flush=True)
   try:
-    return jobs_lib.run(jobs, ledger, at_once=_JOBS.value, report=report)
+    return jobs_lib.run(
+      jobs, ledger, others=others, at_once=_JOBS.value, report=report
+    )
   finally:
     print(f'\n{table(jobs, ledger)}')
 

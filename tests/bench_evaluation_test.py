@@ -328,7 +328,15 @@ def test_copies_change_nothing(small, root):
     is_chat=False,
     layer=1,
     edited=rebuild.EditedState(
-      small, 1, 1, 1, 'grace', 'edited', 'unedited', editor, state
+      model=small,
+      edit_step=1,
+      num_edits=1,
+      edit_batch_size=1,
+      method='grace',
+      fingerprint='edited',
+      unedited='unedited',
+      editor=editor,
+      editor_state=state,
     ),
   )
   timings = list(

@@ -231,5 +231,8 @@ def test_the_program(tmp_path):
   assert '| a | table9 | failed |' in status and 'get_config' in status
   assert '| b | table9 | waiting |' in status
   with pytest.raises(subprocess.CalledProcessError) as e:
+    start('--only=b.table9')
+  assert '| b | table9 | waiting |  | needs train |' in e.value.stdout
+  with pytest.raises(subprocess.CalledProcessError) as e:
     start('--status', '--only=c.table9')
   assert 'c.table9 is none of a.table9, train.other, b.' in e.value.stderr

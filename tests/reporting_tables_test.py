@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from reporting_workdirs import Made, evaluation, make, read, rome
@@ -252,6 +253,11 @@ def test_an_evaluation_of_a_runs_model_is_a_part_of_the_run(tmp_path):
   # What the run measured itself is not replaced.
   assert run.row('commonsenseqa', 'accuracy', 10).value == 5.0
   assert run.row('edit', 'sequential_reliability', 10).value == 75.0
+  # Of two evaluations the first counts, and the second stays what it is.
+  second = shutil.copytree(later, tmp_path / 'second')
+  study = read(path, later, second)
+  assert [r.path for r in study.runs] == [path, second]
+  assert [r.path for r in read(later, second).runs] == [later, second]
   config['identity']['run_state'] = 'another'
   files.write_atomic(later / 'config.json', json.dumps(config))
   assert len(read(later, path).runs) == 2

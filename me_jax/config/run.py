@@ -18,7 +18,8 @@ class FactsConfig:
   Attributes:
     name: 'sample' (packaged), 'zsre', 'counterfact', ...
     target: 'alt' writes the counterfactual answer, 'true' the true one.
-    subjects: 'distinct' keeps the first fact of each subject, 'any' all.
+    subjects: 'distinct' keeps the first fact of each subject, 'any' that of
+      each question.
     seed: Of the draw. A draw of 10 is the head of the draw of 100.
   """
 

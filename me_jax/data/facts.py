@@ -101,8 +101,8 @@ def draw(
   distinct = _first_of_each(pool, lambda r: r.subject)
   eligible = _shuffled(distinct, random)
   dropped = 'dropped_repeated_subject'
+  questions = _first_of_each(pool, lambda r: (r.subject, r.prompt))
   if subjects == 'any':
-    questions = _first_of_each(pool, lambda r: (r.subject, r.prompt))
     there = {r.subject: r for r in distinct}
     more = [r for r in questions if r is not there[r.subject]]
     eligible += _shuffled(more, random)
@@ -112,7 +112,11 @@ def draw(
     raise ValueError(
       f'Asked for {n} facts, but {len(eligible)} are available with '
       f'subjects={subjects!r} ({len(pool)} before; {counts}). Ask for fewer'
-      + (", or use subjects='any'." if n <= len(pool) else '.')
+      + (
+        ", or use subjects='any'."
+        if subjects == 'distinct' and n <= len(questions)
+        else '.'
+      )
     )
   drawn = tuple(eligible[:n])
   content = files.canonical_json([r.to_json() for r in drawn])

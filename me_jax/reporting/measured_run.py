@@ -78,15 +78,11 @@ class MeasuredRun:
 
   @property
   def is_finished(self) -> bool:
-    """Whether every edit was made, and the last state that is to be measured
-    is measured in full."""
+    """Whether every edit was made, and all tasks were asked of the last state
+    that is to be measured."""
     last = max(self.config.get('eval_steps', ()), default=self.num_edits)
-    wanted = {
-      *self.config.get('tasks', self.identity.get('tasks', ())),
-      *self.config.get('analyses', ()),
-    }
-    if not last or self.method['name'] == 'grace':
-      wanted.discard('weight_drift')  # Of weights that no edit has changed.
+    # Not analyses: of experiments that share a run each has its own states.
+    wanted = {*self.config.get('tasks', self.identity.get('tasks', ()))}
     measured = {row.task for row in self.rows if row.num_edits == last}
     return (
       bool(measured)

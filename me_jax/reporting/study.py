@@ -101,21 +101,20 @@ def study(runs: Sequence[MeasuredRun]) -> Study:
 
 
 def _joined(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
-  """Each with the evaluations of its edited models, which are left out."""
+  """Each with the evaluations of its edited models, which are left out unless
+  all that they hold was measured before."""
   joined, taken = [], set()
   for run in runs:
-    own = [other for other in runs if _is_of(other, run)]
-    taken.update(own)
-    tasks = {row.task for row in run.rows}
-    rows = [row for one in own for row in one.rows if row.task not in tasks]
+    rows, places = list(run.rows), []
+    for other in runs:
+      there = {(row.task, row.num_edits) for row in rows}
+      more = [r for r in other.rows if (r.task, r.num_edits) not in there]
+      if more and _is_of(other, run):
+        taken.add(other)
+        places.append(other.path)
+        rows += more
     joined.append(
-      dataclasses.replace(
-        run,
-        rows=[*run.rows, *rows],
-        evaluations=[one.path for one in own],
-      )
-      if own
-      else run
+      dataclasses.replace(run, rows=rows, evaluations=places) if places else run
     )
   return [
     new for run, new in zip(runs, joined, strict=True) if run not in taken
@@ -124,10 +123,10 @@ def _joined(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
 
 def _is_of(evaluation: MeasuredRun, run: MeasuredRun) -> bool:
   """Whether it is one, by launch.evaluate, of an edited model of the run."""
-  run_state = evaluation.identity.get('run_state')
-  state = (evaluation.num_edits, run_state)
+  state = (evaluation.num_edits, evaluation.identity.get('run_state'))
   return (
-    bool(run_state)
+    all(state)
+    and 'run_state' not in run.identity  # Not an evaluation itself.
     and _asks_alike(evaluation, run)
     and any((row.num_edits, row.state) == state for row in run.rows)
   )
