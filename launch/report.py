@@ -3,7 +3,8 @@
     python -m launch.report --workdirs=runs/rome,runs/memit --output=report
 
 Reads workdirs of launch.run, also while the run goes on, and of
-launch.evaluate, whose unedited models stand beside runs of the same weights.
+launch.evaluate: unedited models stand beside runs of the same weights, edited
+ones are a part of the run that made them.
 Nothing is written there. `report/index.html` is the page; `report/tables` has
 Markdown, LaTeX and CSV, `report/figures` PNG and PDF, each with the CSV that it
 was drawn from.

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 
 import eight_devices
 import jax.numpy as jnp
@@ -160,6 +161,21 @@ def test_other_layers_may_be_collected_meanwhile(tiny, rows, tmp_path):
   again = []
   collect(tiny, rows, [0, 1], tmp_path, _SPEC, again.append, **arguments)
   assert again[0] == seen[-1] > 0
+
+
+def test_sums_that_lack_a_layer_are_refused(tiny, rows, tmp_path):
+  arguments = {'batch_tokens': 200, 'snapshot_seconds': 0.0}
+  collect(tiny, rows, [1], tmp_path, _SPEC)
+
+  def killer(tokens):
+    if tokens:
+      raise _Killed
+
+  with pytest.raises(_Killed):
+    collect(tiny, rows, [1, 2], tmp_path, _SPEC, killer, **arguments)
+  shutil.rmtree(tmp_path / 'layer_1')
+  with pytest.raises(ValueError, match='layer 1: not being collected'):
+    collect(tiny, rows, [1, 2], tmp_path, _SPEC, **arguments)
 
 
 def test_no_snapshot_before_its_time(tiny, rows, tmp_path):
