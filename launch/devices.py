@@ -27,7 +27,8 @@ def from_flag() -> Mesh | None:
   if not is_one and not processes.are_many():
     raise RuntimeError(
       f'This is one of {jax.process_count()} processes, which launch.run, '
-      'launch.evaluate and launch.second_moment join with --distributed.'
+      'launch.evaluate, launch.second_moment and launch.train_mend join with '
+      '--distributed.'
     )
   shape = sharding.parse_mesh(_MESH.value) if _MESH.value else (count, 1)
   if is_one and shape == (1, 1):

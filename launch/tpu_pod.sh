@@ -256,9 +256,9 @@ case $command in
     runtime_version >/dev/null
     ;;
   run)
-    [[ ${1:-} =~ ^launch\.(run|evaluate|second_moment)$ ]] ||
-      usage "Expected -- and launch.run, launch.evaluate or\
- launch.second_moment with its flags, not '${1:-}'."
+    [[ ${1:-} =~ ^launch\.(run|evaluate|second_moment|train_mend)$ ]] ||
+      usage "Expected -- and launch.run, launch.evaluate,\
+ launch.second_moment or launch.train_mend with its flags, not '${1:-}'."
     ;;
   collect)
     need from to

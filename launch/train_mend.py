@@ -26,9 +26,11 @@ from launch import (
   command_line,
   devices,
   evaluation,
+  hosts,
   log,
   versions,
 )
+from me_jax import processes
 from me_jax.config import MendTrainingConfig
 from me_jax.data import facts, training_facts
 from me_jax.edits import mend_examples, mend_loop, registry
@@ -72,11 +74,13 @@ def main(argv: list[str]) -> None:
   cache.open_cache(_CACHE_DIR.value)
   log.show_warnings()
   try:
+    hosts.start()
     train(_CONFIG.value)
   except jax.errors.JaxRuntimeError as e:
     sys.exit(
       f'Error: the device gave up ({str(e)[:200]}). If it is out of memory, '
-      'lower config.method.accumulate. The same command resumes.'
+      'lower config.method.accumulate; of many processes another may have '
+      'ended, and said why. The same command resumes.'
     )
   except (
     OSError,
@@ -165,8 +169,9 @@ def train(config: MendTrainingConfig) -> None:
 
 
 def _report(iteration: int, scores: dict[str, float]) -> None:
-  values = ', '.join(f'{name} {v:.4g}' for name, v in scores.items())
-  tqdm.tqdm.write(f'After {iteration} examples: {values}', file=sys.stderr)
+  if processes.is_first():
+    values = ', '.join(f'{name} {v:.4g}' for name, v in scores.items())
+    tqdm.tqdm.write(f'After {iteration} examples: {values}', file=sys.stderr)
 
 
 if __name__ == '__main__':

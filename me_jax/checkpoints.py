@@ -12,7 +12,6 @@ each of them.
 import hashlib
 import json
 import pathlib
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +19,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from me_jax import files, processes, trees
+from me_jax import files, orbax_store, processes, trees
 from me_jax.edits import edit as edit_lib
 from me_jax.edits.edit import Edit
 from me_jax.typing import Params
-
-_FULL_BELOW = 16 << 20  # bytes free; Orbax reports a full disk in many words
-_SHOWN = 200  # characters of a storage error
 
 
 class Step(NamedTuple):
@@ -75,7 +71,7 @@ class Checkpoints:
     """
     self._directory = pathlib.Path(directory).absolute()
     self._base_fingerprint = base_fingerprint
-    self._manager: ocp.CheckpointManager | None = None  # of the first process
+    self._store: ocp.CheckpointManager | None = None  # of the first process
     steps = processes.from_first(self._open)
     if steps != list(range(1, len(steps) + 1)):
       missing = sorted(set(range(1, max(steps) + 1)) - set(steps))
@@ -89,20 +85,8 @@ class Checkpoints:
 
   def _open(self) -> list[int]:
     """The steps there are."""
-    self._directory.mkdir(parents=True, exist_ok=True)
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        create=False,  # Orbax would, but not for one of many processes.
-        max_to_keep=None,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-          primary_host=0, active_processes={0}
-        ),
-      ),
-    )
-    return sorted(self._manager.all_steps())
+    self._store = orbax_store.open_store(self._directory)
+    return sorted(self._store.all_steps())
 
   @property
   def last_step(self) -> int:
@@ -138,7 +122,6 @@ class Checkpoints:
       )
     edit_lib.check_finite(edit)
     before, digest = self.fingerprint(step - 1), edit_lib.digest(edit)
-    # As NumPy arrays: Orbax takes none of JAX's that is one process's own.
     leaves = _named(trees.to_host(jax.tree.leaves(state)))
     kept = state_digest(tuple(leaves.values()))
     record = {
@@ -163,19 +146,9 @@ class Checkpoints:
         [list(leaf.shape), str(leaf.dtype)] for leaf in leaves.values()
       ]
     items['record'] = ocp.args.JsonSave(record)
-    processes.from_first(lambda: self._write(step, items))
+    processes.from_first(lambda: orbax_store.save(self._store, step, items))
     self._last = step
     self._fingerprints.append(record['state_fingerprint'])
-
-  def _write(self, step: int, items: dict[str, Any]) -> None:
-    try:
-      self._manager.save(step, args=ocp.args.Composite(**items))
-      self._manager.wait_until_finished()
-    except Exception as e:
-      if shutil.disk_usage(self._directory).free < _FULL_BELOW:
-        full = OSError(28, 'No space left on device')
-        raise files.explained(full, self._directory / str(step)) from e
-      raise
 
   def load(self, step: int) -> Step:
     """Step `step`, verified against its hash and its predecessor's.
@@ -206,7 +179,7 @@ class Checkpoints:
   def _read(self, step: int) -> Step:
     """Step `step` with NumPy arrays, verified against its hash."""
     try:
-      record = self._manager.restore(
+      record = self._store.restore(
         step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
       )['record']
       edit, state = trees.to_host(self._restore(step, record))
@@ -214,8 +187,7 @@ class Checkpoints:
       # `load` needs the second: a record without it is damaged, too.
       stated, _ = _stated(record), record['previous_fingerprint']
     except Exception as e:  # Orbax raises whatever its backends raise.
-      # The head says what is wrong; the rest is the storage's own settings.
-      why = f'{type(e).__name__}: {e}'[:_SHOWN]
+      why = orbax_store.reason(e)
       raise ValueError(self._damaged(step, why)) from e
     for expected, got in zip(stated, found, strict=True):
       if got != expected:
@@ -250,8 +222,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Lets go of Orbax's threads."""
-    if self._manager is not None:
-      self._manager.close()
+    if self._store is not None:
+      self._store.close()
 
   def _restore(
     self, step: int, record: dict[str, Any]
@@ -265,7 +237,7 @@ class Checkpoints:
     if not items:
       return {}, ()
     restore = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
-    found = self._manager.restore(step, args=ocp.args.Composite(**restore))
+    found = self._store.restore(step, args=ocp.args.Composite(**restore))
     changes = found['edit'] if 'edit' in items else {}
     edit = {path: edit_lib.change_of(a) for path, a in changes.items()}
     leaves = found['editor_state'] if wanted else {}

@@ -24,7 +24,8 @@ from me_jax import trees
 
 T = TypeVar('T')
 
-_ROOM = 1 << 16  # bytes that are sent at least
+# Bytes that are sent at once. Each size is compiled for, so they are few.
+_LEAST, _MOST = 1 << 16, 1 << 28
 
 
 def are_many() -> bool:
@@ -65,15 +66,17 @@ def from_first(make: Callable[[], T]) -> T:
   """
   if not are_many():
     return make()
-  value = error = None
+  value, error, content = None, None, b''
   if is_first():
     try:
       value = make()
+      content = pickle.dumps((value, None))
     except Exception as e:  # Whatever it is, the others wait for an answer.
       error = e
-  # All are processes of one program, so what is sent can be trusted.
-  sent = _broadcast(pickle.dumps((value, error)) if is_first() else b'')
+      content = pickle.dumps((None, _portable(e)))
+  sent = _broadcast(content)
   if not is_first():
+    # All are processes of one program, so what is sent can be trusted.
     value, error = pickle.loads(sent)
   if error is not None:
     raise error
@@ -112,13 +115,27 @@ def as_on_first(tree: Any) -> Any:
 
 def _broadcast(content: bytes) -> bytes:
   """The content that process 0 gives."""
-  size = int(_send(np.array([len(content)], np.uint32))[0])
-  # Of few sizes, for each is compiled.
-  room = max(_ROOM, 1 << (size - 1).bit_length())
-  padded = np.zeros(room, np.uint8)
-  padded[: len(content)] = np.frombuffer(content, np.uint8)
-  return _send(padded)[:size].tobytes()
+  # JAX's integers have 32 bits.
+  high, low = _send(np.array(divmod(len(content), 1 << 32), np.uint32))
+  size = (int(high) << 32) + int(low)
+  parts = []
+  for start in range(0, size, _MOST):
+    length = min(_MOST, size - start)
+    padded = np.zeros(max(_LEAST, 1 << (length - 1).bit_length()), np.uint8)
+    part = np.frombuffer(content[start : start + length], np.uint8)
+    padded[: len(part)] = part
+    parts.append(_send(padded)[:length].tobytes())
+  return b''.join(parts)
 
 
 def _send(array: np.ndarray) -> Any:
   return multihost_utils.broadcast_one_to_all(array)
+
+
+def _portable(error: Exception) -> Exception:
+  """An error that others can raise: not all can be sent."""
+  try:
+    pickle.loads(pickle.dumps(error))
+    return error
+  except Exception:
+    return RuntimeError(f'{type(error).__name__}: {error}')

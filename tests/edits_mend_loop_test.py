@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from me_jax import files, sharding
+from me_jax import files, preemption, sharding
 from me_jax.config import MendConfig
 from me_jax.data.request import EditRequest, LocalityPrompt
 from me_jax.edits import (
@@ -127,7 +127,7 @@ def _killed_after(iteration):
 def test_a_killed_training_ends_with_the_same_bytes(
   job, undisturbed, tmp_path, kept_bytes
 ):
-  """Killed between the curve and the checkpoint, twice; nothing kept in
+  """Killed between the validation and the checkpoint, twice; nothing kept in
   memory from one example to its next turn makes no difference either."""
   directory = tmp_path / 'resumed'
   for iteration in (8, 12):
@@ -138,6 +138,24 @@ def test_a_killed_training_ends_with_the_same_bytes(
   assert _content(directory) == _content(undisturbed[1])
   # A training that is over is not begun again.
   assert mend_loop.train(job(directory, report=_killed_after(12))) == best
+
+
+def test_a_training_that_is_told_to_stop_resumes_at_its_step(
+  job, undisturbed, tmp_path, monkeypatch
+):
+  """Between two validations, and at one."""
+  directory = tmp_path / 'stopped'
+  for steps in (3, 1):
+    told = iter([*[False] * (steps - 1), True])
+    monkeypatch.setattr(preemption, 'is_told', lambda told=told: next(told))
+    with pytest.raises(SystemExit) as stopped:
+      mend_loop.train(job(directory))
+    assert stopped.value.code == preemption.EXIT_CODE
+  newest = max(int(p.name) for p in (directory / 'checkpoints').iterdir())
+  assert newest == 2 * (3 + 1)
+  monkeypatch.setattr(preemption, 'is_told', lambda: False)
+  assert mend_loop.train(job(directory)) == undisturbed[0]
+  assert _content(directory) == _content(undisturbed[1])
 
 
 @eight_devices.needs_eight

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from me_jax import sharding
+from me_jax import sharding, trees
 from me_jax.data.request import EditRequest
 from me_jax.edits import mend_factors, target_texts
 from me_jax.edits.target_texts import Reads, Text, TextRows
@@ -147,7 +147,7 @@ class Preparer:
     if example in self._kept:
       return self._kept[example]
     rows = target_texts.stack(example)
-    entering, final = jax.device_get(
+    entering, final = trees.to_host(
       _prepare(
         self._config,
         self._params,

@@ -1,9 +1,9 @@
 """The loop of MEND's training: steps, validation, checkpoints, the best kept.
 
-At every validation, in this order, the curve, the best networks so far and the
+At every validation, in this order, the best networks so far, the curve and the
 state of the training go to the disk. A killed training goes on from its last
-validation, sees the same examples in the same order and ends with the same
-networks, to the bit.
+validation, one that SIGTERM stopped from the step that it was at. It sees the
+same examples in the same order and ends with the same networks, to the bit.
 """
 
 import dataclasses
@@ -12,9 +12,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
-from me_jax import event_log, files, sharding
+from me_jax import event_log, files, preemption, processes, sharding, trees
 from me_jax.config import MendConfig
 from me_jax.edits import mend_examples, mend_file, mend_training
 from me_jax.edits.mend_examples import Example, Preparer
@@ -76,6 +74,7 @@ def train(job: Training) -> dict[str, Any]:
     FileNotFoundError: The best networks of a training that goes on, or that
       is over, are not there.
     OSError: The disk is full.
+    SystemExit: Stopped by SIGTERM (see `preemption`); it resumes.
   """
   config, model = job.config, job.model
   mesh = sharding.mesh_of(model.params)
@@ -87,6 +86,7 @@ def train(job: Training) -> dict[str, Any]:
     iteration, best = 0, _Best()
     if found := checkpoints.restore(state):
       iteration, state, record = found
+      state = sharding.replicate(state, mesh)
       best = _Best(**record['best'])
       _check_there(job.directory / NETWORK, best)
     curve = _Curve(job.directory, iteration)
@@ -130,11 +130,16 @@ class _Loop:
         state, scores = self._step(state, iteration)
         iteration += config.accumulate
         self._curve.add('train', iteration, scores)
+        is_told = preemption.is_told()
         if (
           iteration % config.val_interval == 0 or iteration == config.max_iters
         ):
-          self._end_of_interval(iteration, state, groups, facts)
+          self._validate_and_save(iteration, state, groups, facts)
+        elif is_told:
+          self._save(iteration, state)
         progress(iteration)
+        if is_told:
+          preemption.stop()
     return self._curve.validation(self._best.iteration)
 
   def _is_out(self, iteration: int) -> bool:
@@ -154,36 +159,39 @@ class _Loop:
     state, scores = self._update(
       job.model.params, state, mend_examples.deal(group, self._mesh)
     )
-    scores = {name: float(v) for name, v in jax.device_get(scores).items()}
+    scores = {name: float(v) for name, v in trees.to_host(scores).items()}
     _check_finite(iteration, scores)
     return state, scores
 
-  def _end_of_interval(self, iteration, state, groups, facts) -> None:
+  def _validate_and_save(self, iteration, state, groups, facts) -> None:
     job, config = self._job, self._job.config
     scores = mend_training.validate_all(
       self._validate, job.model.params, state, groups, facts
     )
     _check_finite(iteration, scores)
-    edit_lrs = jax.device_get(state.params['edit_lrs'])
+    edit_lrs = trees.to_host(state.params['edit_lrs'])
     scores |= {
       'edit_lr_min': float(edit_lrs.min()),
       'edit_lr_max': float(edit_lrs.max()),
     }
     self._curve.add('validation', iteration, scores)
-    self._curve.write()
     job.report(iteration, scores)
     if scores['loss'] < self._best.loss:
       self._best = _Best(iteration=iteration, loss=scores['loss'])
       mend_file.save(
         job.directory / NETWORK,
         Trained(
-          jax.device_get(state.params),
-          jax.device_get(state.statistics),
+          trees.to_host(state.params),
+          trees.to_host(state.statistics),
           job.model.fingerprint,
           mend_file.settings(config),
           {**job.notes, 'iteration': iteration, 'validation': scores},
         ),
       )
+    self._save(iteration, state)
+
+  def _save(self, iteration, state) -> None:
+    self._curve.write()
     self._checkpoints.save(
       iteration, state, {'best': dataclasses.asdict(self._best)}
     )
@@ -191,7 +199,7 @@ class _Loop:
 
 def _check_there(network: pathlib.Path, best: _Best) -> None:
   # Checkpoints hold the newest networks only.
-  if best.iteration and not network.is_file():
+  if best.iteration and not processes.from_first(network.is_file):
     raise FileNotFoundError(
       f'{network} is missing. It held the best networks, those after '
       f'{best.iteration} examples, which nothing else keeps. Put it back, or '
@@ -214,11 +222,8 @@ class _Curve:
   def __init__(self, directory: pathlib.Path, iteration: int):
     """Takes up the curve where the training goes on."""
     self._directory = directory
-    self._records = [
-      record
-      for record in files.read_jsonl(directory / CURVE)
-      if record['iteration'] <= iteration
-    ]
+    stored = processes.from_first(lambda: files.read_jsonl(directory / CURVE))
+    self._records = [r for r in stored if r['iteration'] <= iteration]
 
   def add(self, part: str, iteration: int, scores: dict[str, float]) -> None:
     self._records.append({'part': part, 'iteration': iteration, **scores})

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from me_jax import sharding
+from me_jax import sharding, trees
 from me_jax.config import MendConfig
 from me_jax.edits import mend_examples, mend_factors, mend_network, target_texts
 from me_jax.edits.mend_examples import Group, Prepared
@@ -245,7 +245,7 @@ def validate_all(
   facts: int,
 ) -> dict[str, float]:
   """Means over the first `facts` facts of `groups`, in float64."""
-  found = [jax.device_get(validate(base, state, group)) for group in groups]
+  found = [trees.to_host(validate(base, state, group)) for group in groups]
   return {
     name: float(
       np.concatenate([scores[name] for scores in found])[:facts].mean(
