@@ -12,11 +12,13 @@ import types
 
 import numpy as np
 import pytest
+import small_training
 from small_model import small_model
 
 from launch import hosts
-from me_jax import results
+from me_jax import files, results
 from me_jax.checkpoints import read_records
+from me_jax.edits import mend_loop, tensor_file
 from me_jax.models import convert
 from me_jax.workdir import RunFiles
 
@@ -118,8 +120,8 @@ def start(root):
         subprocess.Popen(
           [
             *(sys.executable, '-m', module),
-            *flags,
             f'--data_root={root}',
+            *flags,
             f'--workdir={workdir}',
             *(others if count > 1 else ()),
           ],
@@ -240,6 +242,31 @@ def test_other_methods_in_two_processes(start, root, method):
     ]
   assert {row['task'] for row in found[1]} >= {'edit', *_TASKS}
   _assert_same(found[2], found[1])
+
+
+def test_training_in_two_processes(start, tmp_path):
+  """Told to stop, and ended by one; as one that nothing happens to."""
+  small_training.write(tmp_path)
+  run, whole = tmp_path / 'run', tmp_path / 'whole'
+  config = f'--config={tmp_path / "config.py"}'
+  flags = ('--mesh=2x1', config, f'--data_root={tmp_path}')
+  program = {'module': 'launch.train_mend', 'devices': 2}
+  two = start(2, run, flags, **program)
+  _await(run / 'checkpoints' / '4' / '_CHECKPOINT_METADATA', two)
+  two[1].terminate()
+  codes, _, said = _ends(two)
+  assert codes == [128 + signal.SIGTERM] * 2, said
+  assert 'Stopped by SIGTERM' in said[0] and 'After 4' not in said[1]
+  assert len(files.read_jsonl(run / mend_loop.CURVE)) < 30
+  for workdir in (run, whole):
+    [code], _, errors = _ends(start(1, workdir, flags, **program))
+    assert code == 0, errors
+  _assert_same(
+    *[files.read_jsonl(place / mend_loop.CURVE) for place in (run, whole)]
+  )
+  networks = [tensor_file.read(p / mend_loop.NETWORK)[0] for p in (run, whole)]
+  for name, expected in networks[1].items():
+    np.testing.assert_allclose(networks[0][name], expected, 1e-4, 1e-6)
 
 
 def test_who_is_told_half_is_told_what_is_missing(monkeypatch):

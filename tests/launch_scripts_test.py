@@ -206,8 +206,8 @@ def test_dry_run_runs_and_collects(tmp_path):
     (('create', *_WHERE, '--spot=1'), '--spot takes no value'),
     (('run', *_WHERE), 'Expected -- and launch.run, launch.evaluate or'),
     (
-      ('run', *_WHERE, '--', 'launch.train_mend'),
-      "its flags, not 'launch.train_mend'",
+      ('run', *_WHERE, '--', 'launch.report'),
+      "its flags, not 'launch.report'",
     ),
     (('run', *_WHERE, '--', 'ls'), "its flags, not 'ls'"),
     (('collect', *_WHERE, '--from=/a'), 'collect wants --to='),

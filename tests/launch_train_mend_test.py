@@ -9,73 +9,19 @@ import sys
 import time
 
 import pytest
+import small_training
 
 from me_jax import files
 from me_jax.edits import mend_loop, tensor_file
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
-_CONFIG = """
-from me_jax import config
-
-
-def get_config(arg=None):
-  del arg
-  return config.MendTrainingConfig(
-    model=config.ModelSource(name='tiny'),
-    method=config.mend_preset(
-      'tiny',
-      layers=(3,),
-      lr=1e-3,
-      accumulate=2,
-      max_iters=40,
-      val_interval=4,
-    ),
-    val_facts=2,
-  )
-"""
-_ZSRE = [
-  {
-    'src': f'Where is Site {i}?',
-    'subject': f'Site {i}',
-    'alt': None,
-    'answers': [f'Rome{i}'],
-    'rephrase': f'Site {i} is in',
-    'loc': f'Who was Ann {i}?',
-    'loc_ans': 'A poet',
-  }
-  for i in range(5)
-]
-# Asks what the last of the others asks, too.
-_JUDGED = [
-  {**_ZSRE[4], 'src': 'Who owns Site 9?', 'subject': 'Site 9', 'alt': 'Ann'}
-]
-_COUNTERFACT = [
-  {
-    'case_id': i,
-    'prompt': f'The home of Bob {i} is',
-    'subject': f'Bob {i}',
-    'target_new': f'Oslo{i}',
-    'ground_truth': 'Rome',
-    'rephrase_prompt': f'Bob {i} lives in',
-    'locality_prompt': f'The home of Cyd {i} is',
-    'locality_ground_truth': 'Bari',
-  }
-  for i in range(4)
-]
 
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
   """A function that starts the program; all share compiled functions."""
   root = tmp_path_factory.mktemp('train')
-  (root / 'config.py').write_text(_CONFIG)
-  for name, records in (
-    ('zsre/zsre_train.json', _ZSRE),
-    ('zsre/zsre_mend_eval_portability_gpt4.json', _JUDGED),
-    ('counterfact/counterfact-train.json', _COUNTERFACT),
-  ):
-    (root / name).parent.mkdir(exist_ok=True)
-    (root / name).write_text(json.dumps(records))
+  small_training.write(root)
   unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
   env = {k: v for k, v in os.environ.items() if k not in unset}
   env |= {
@@ -152,6 +98,22 @@ def test_a_killed_training_ends_with_the_same_networks(start, whole, tmp_path):
   )
   assert tensor_file.digest(found[0]) == tensor_file.digest(expected[0])
   assert found[1] == expected[1]
+
+
+def test_sigterm_ends_it_and_the_same_command_goes_on(start, whole, tmp_path):
+  process = start(tmp_path)
+  deadline = time.monotonic() + 600
+  while not (tmp_path / 'checkpoints' / '4').is_dir():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.02)
+  process.terminate()
+  _, err = process.communicate()
+  assert process.returncode == 128 + signal.SIGTERM
+  assert err.endswith('Stopped by SIGTERM. The same command resumes.\n')
+  code, _, err = _finish(start(tmp_path))
+  assert code == 0, err
+  curves = [directory / mend_loop.CURVE for directory in (tmp_path, whole[0])]
+  assert curves[0].read_bytes() == curves[1].read_bytes()
 
 
 @pytest.mark.parametrize(
