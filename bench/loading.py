@@ -122,7 +122,7 @@ def _load(rank: int, count: int) -> dict[str, Any]:
   before = _anonymous()
   start = time.monotonic()
   with _Peak() as peak:
-    params = convert.read_params(_DIRECTORY.value, CONFIG, mesh)
+    params = load.load_model(_DIRECTORY.value, mesh=mesh).params
     jax.block_until_ready(params)
     seconds = time.monotonic() - start
   keeps = sum(

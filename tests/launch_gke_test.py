@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 
+import kubernetes_validate
 import yaml
 
 from me_jax import preemption
@@ -50,6 +51,18 @@ def test_gke_places_a_pod_on_each_host_of_a_slice():
   assert math.prod(map(int, flags['mesh'].split('x'))) == chips
   config = flags['config'].partition(':')[0]
   assert (_LAUNCH.parent / config).is_file()
+
+
+def test_the_schemas_of_kubernetes():
+  """JobSet has none here: of what it starts, the job."""
+  jobs, job = _job()
+  whole = {'apiVersion': 'batch/v1', 'kind': 'Job', 'spec': job}
+  for document in (
+    {**whole, 'metadata': jobs['metadata']},
+    *yaml.safe_load_all((_LAUNCH / 'gke_share.yaml').read_text()),
+  ):
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_gke_restarts_the_whole_slice():

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from me_jax import trees
+from me_jax import sharding, trees
 from me_jax.config.saliency import LOSSES
 from me_jax.engines.padding import pad_mask
 from me_jax.generation import bucket
@@ -102,8 +102,9 @@ def saliency(
     loss: 'label_words': cross-entropy over the labels' logits; or
       'full_vocabulary': over all.
     exclude_bos: The first token is none of the pairs.
-    batch_size: Prompts at once. Each holds attention probabilities of all
-      layers, some N T² floats a layer with N heads.
+    batch_size: Prompts at once, of each group of devices along 'data'. Each
+      holds attention probabilities of all layers, some N T² floats a layer with
+      N heads.
     on_trace: Called at each compile.
 
   Raises:
@@ -139,8 +140,10 @@ def saliency(
     for prompt in prompts:
       _check(prompt, len(labels), exclude_bos)
     rows = [None] * len(prompts)
-    for indices, batch in _batches(prompts, batch_size):
-      found = trees.to_host(run(params, batch))
+    mesh = sharding.mesh_of(params)
+    size = batch_size * sharding.data_size(mesh)
+    for indices, batch in _batches(prompts, size):
+      found = trees.to_host(run(params, sharding.shard_rows(batch, mesh)))
       for row, i in enumerate(indices):
         rows[i] = [part[row] for part in found]
     if not rows:
