@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from me_jax import sharding, trees
+from me_jax import processes, sharding, trees
 from me_jax.models import convert, load, shapes, tokenizer
 from me_jax.models.config import ModelConfig
 from me_jax.models.language_model import language_model
@@ -118,6 +118,8 @@ def _load(rank: int, count: int) -> dict[str, Any]:
     jax.distributed.initialize(f'localhost:{_PORT.value}', count, rank)
   mesh = sharding.make_mesh(1, count)
   jax.block_until_ready(jax.numpy.zeros(8))  # The backend is up.
+  if count > 1:
+    processes.meet(mesh)
   asked = _count_bytes()
   before = _anonymous()
   start = time.monotonic()

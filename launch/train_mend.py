@@ -62,8 +62,9 @@ _CACHE_DIR = flags.DEFINE_string(
 _KEPT_GB = flags.DEFINE_float(
   'kept_gb',
   4.0,
-  'Host memory for what enters the first edited layer. Beyond it that is '
-  'computed again each time an example comes: slower, the same numbers.',
+  'Host memory of each process for what enters the first edited layer. Beyond '
+  'it that is computed again each time an example comes: slower, the same '
+  'numbers.',
   lower_bound=0,
 )
 

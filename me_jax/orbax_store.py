@@ -16,6 +16,15 @@ _FULL_BELOW = 16 << 20  # bytes free; Orbax reports a full disk in many words
 _SHOWN = 200  # characters of a storage error
 
 
+class _Store(ocp.CheckpointManager):
+  """One that leaves preemption alone: Orbax would ask for it on the first
+  process only, by the number of a step, where `preemption` counts its own."""
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 def open_store(
   directory: pathlib.Path, max_to_keep: int | None = None
 ) -> ocp.CheckpointManager:
@@ -26,7 +35,7 @@ def open_store(
     max_to_keep: The newest so many; None for all.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  return ocp.CheckpointManager(
+  return _Store(
     directory,
     options=ocp.CheckpointManagerOptions(
       create=False,  # Orbax would, but not for one of many processes.

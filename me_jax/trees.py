@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from me_jax import slabs
 from me_jax.typing import ParamPath, Params
 
 
@@ -89,9 +90,9 @@ def fingerprint(params: Params) -> str:
   which also says how they are used."""
   digest = hashlib.sha256()
   for path, leaf in flatten(params).items():
-    array = _on_host(leaf)
-    digest.update(f'{path}:{array.shape}:{array.dtype}:'.encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(f'{path}:{leaf.shape}:{leaf.dtype}:'.encode())
+    for part in _in_order(leaf):
+      digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
   return digest.hexdigest()
 
 
@@ -112,11 +113,14 @@ def checksum(tree: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def _on_host(leaf: Any) -> np.ndarray:
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-    # An array in parts keeps what it was put together to as long as it lives.
-    leaf = jnp.copy(leaf)
-  return np.ascontiguousarray(to_host(leaf))
+def _in_order(leaf: Any) -> Iterable[np.ndarray]:
+  """All of an array on the host, of many processes a part at a time."""
+  if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+    return [to_host(leaf)]
+  if not leaf.is_fully_addressable:
+    return slabs.slabs(leaf)
+  # An array in parts keeps what it was put together to as long as it lives.
+  return [to_host(jnp.copy(leaf))]
 
 
 def _within_reach(leaf: Any) -> Any:

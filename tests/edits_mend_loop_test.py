@@ -143,10 +143,11 @@ def test_a_killed_training_ends_with_the_same_bytes(
 def test_a_training_that_is_told_to_stop_resumes_at_its_step(
   job, undisturbed, tmp_path, monkeypatch
 ):
-  """Between two validations, and at one."""
+  """While validation is prepared, between two validations, and at one."""
   directory = tmp_path / 'stopped'
-  for steps in (3, 1):
-    told = iter([*[False] * (steps - 1), True])
+  examples = len(job(directory).validation)
+  for steps in (0, 3, 1):
+    told = iter([*[False] * (examples + steps - 1), True])
     monkeypatch.setattr(preemption, 'is_told', lambda told=told: next(told))
     with pytest.raises(SystemExit) as stopped:
       mend_loop.train(job(directory))

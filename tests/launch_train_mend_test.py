@@ -50,6 +50,25 @@ def start(tmp_path_factory):
   return start
 
 
+def _await_validation(process, workdir):
+  deadline = time.monotonic() + 600
+  while not (workdir / mend_loop.CURVE).is_file():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.02)
+
+
+def _assert_same(workdir, whole):
+  """All bits; those of the networks less the order of the file's header."""
+  for name in (mend_loop.CURVE, mend_loop.EVENTS):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+  found, expected = (
+    tensor_file.read(directory / mend_loop.NETWORK)
+    for directory in (workdir, whole)
+  )
+  assert tensor_file.digest(found[0]) == tensor_file.digest(expected[0])
+  assert found[1] == expected[1]
+
+
 def _finish(process):
   out, err = process.communicate(timeout=600)
   return process.returncode, out, err
@@ -81,39 +100,25 @@ def test_what_it_says_and_leaves(whole):
 
 def test_a_killed_training_ends_with_the_same_networks(start, whole, tmp_path):
   process = start(tmp_path)
-  deadline = time.monotonic() + 600
-  while not (tmp_path / 'checkpoints' / '4').is_dir():
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  _await_validation(process, tmp_path)
+  process.kill()
+  code, *_ = _finish(process)
+  assert code == -signal.SIGKILL
   code, _, err = _finish(start(tmp_path))
   assert code == 0, err
-  for name in (mend_loop.CURVE, mend_loop.EVENTS):
-    assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
-  found, expected = (
-    tensor_file.read(directory / mend_loop.NETWORK)
-    for directory in (tmp_path, whole[0])
-  )
-  assert tensor_file.digest(found[0]) == tensor_file.digest(expected[0])
-  assert found[1] == expected[1]
+  _assert_same(tmp_path, whole[0])
 
 
 def test_sigterm_ends_it_and_the_same_command_goes_on(start, whole, tmp_path):
   process = start(tmp_path)
-  deadline = time.monotonic() + 600
-  while not (tmp_path / 'checkpoints' / '4').is_dir():
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.02)
+  _await_validation(process, tmp_path)
   process.terminate()
-  _, err = process.communicate()
-  assert process.returncode == 128 + signal.SIGTERM
+  code, _, err = _finish(process)
+  assert code == 128 + signal.SIGTERM
   assert err.endswith('Stopped by SIGTERM. The same command resumes.\n')
   code, _, err = _finish(start(tmp_path))
   assert code == 0, err
-  curves = [directory / mend_loop.CURVE for directory in (tmp_path, whole[0])]
-  assert curves[0].read_bytes() == curves[1].read_bytes()
+  _assert_same(tmp_path, whole[0])
 
 
 @pytest.mark.parametrize(

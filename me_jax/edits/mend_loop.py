@@ -78,9 +78,8 @@ def train(job: Training) -> dict[str, Any]:
   """
   config, model = job.config, job.model
   mesh = sharding.mesh_of(model.params)
-  state = sharding.replicate(
-    mend_training.init_state(config, model.config), mesh
-  )
+  drawn = mend_training.init_state(config, model.config)
+  state = sharding.replicate(processes.as_on_first(drawn), mesh)
   checkpoints = TrainingCheckpoints(job.directory / 'checkpoints')
   try:
     iteration, best = 0, _Best()
@@ -118,7 +117,10 @@ class _Loop:
   def run(self, iteration: int, state: TrainState) -> dict[str, Any]:
     """Until the last iteration, or until patience has run out."""
     job, config = self._job, self._job.config
-    prepared = [self._prepare(example) for example in job.validation]
+    prepared = []
+    for example in job.validation:
+      preemption.stop_if_told()
+      prepared.append(self._prepare(example))
     groups = [
       mend_examples.deal(group, self._mesh)
       for group in mend_training.validation_groups(prepared, config)
@@ -178,20 +180,20 @@ class _Loop:
     job.report(iteration, scores)
     if scores['loss'] < self._best.loss:
       self._best = _Best(iteration=iteration, loss=scores['loss'])
-      mend_file.save(
-        job.directory / NETWORK,
-        Trained(
-          trees.to_host(state.params),
-          trees.to_host(state.statistics),
-          job.model.fingerprint,
-          mend_file.settings(config),
-          {**job.notes, 'iteration': iteration, 'validation': scores},
-        ),
+      trained = Trained(
+        trees.to_host(state.params),
+        trees.to_host(state.statistics),
+        job.model.fingerprint,
+        mend_file.settings(config),
+        {**job.notes, 'iteration': iteration, 'validation': scores},
+      )
+      processes.from_first(
+        lambda: mend_file.save(job.directory / NETWORK, trained)
       )
     self._save(iteration, state)
 
   def _save(self, iteration, state) -> None:
-    self._curve.write()
+    processes.from_first(self._curve.write)
     self._checkpoints.save(
       iteration, state, {'best': dataclasses.asdict(self._best)}
     )

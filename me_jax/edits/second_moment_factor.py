@@ -8,6 +8,7 @@ accelerators may have no float64.
 import contextlib
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Float64
 
-from me_jax import files
+from me_jax import files, processes
 from me_jax.edits import tensor_file
 from me_jax.edits.second_moment import SecondMoment, layer_directory
 
@@ -102,6 +103,17 @@ def load_factor(directory: files.PathLike, moment: SecondMoment) -> Factor:
     OSError: The disk is full or not writable.
   """
   path = layer_directory(directory, moment.layer) / 'factor.safetensors'
+  if processes.are_many():
+    # By one of them, not by all at once; they read it where they read C.
+    processes.from_first(lambda: _make_if_missing(path, moment))
+  return _read_or_make(path, moment)
+
+
+def _make_if_missing(path: pathlib.Path, moment: SecondMoment) -> None:
+  _read_or_make(path, moment)
+
+
+def _read_or_make(path: pathlib.Path, moment: SecondMoment) -> Factor:
   try:
     tensors, metadata = tensor_file.read(path)
   except (FileNotFoundError, ValueError):
