@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-_BYTES = 1 << 25  # of a slab, about
+# Of a slab, about. Larger ones stay with the allocator when they are freed.
+_BYTES = 1 << 22
 
 
 def slabs(array: Array) -> Iterator[np.ndarray]:
