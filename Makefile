@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -q
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-slow lint format clean
 
 # Ten facts into SmolLM2-135M, measured before, between and after.
 quickstart: $(VENV)/.run
@@ -14,8 +14,13 @@ quickstart: $(VENV)/.run
 
 # Compiling tiny models takes longer than running them: there XLA optimises less.
 test: $(VENV)/.test
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m 'not model'
-	$(PYTEST) -m model
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m 'not model and not slow'
+	$(PYTEST) -m 'model and not slow'
+
+# The others: before a release, and after a change of what they are about.
+test-slow: $(VENV)/.test
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m 'slow and not model'
+	$(PYTEST) -m 'slow and model'
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

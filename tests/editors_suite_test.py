@@ -350,6 +350,7 @@ _FEW_STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', _FEW_STEPS)
 def test_compiled_equals_eager(model, network, eager, name):
   changes, tolerance = _FEW_STEPS[name]
@@ -363,7 +364,7 @@ def test_compiled_equals_eager(model, network, eager, name):
 
 
 @eight_devices.needs_eight
-@pytest.mark.parametrize('shape', ['8x1', '4x2', '2x4', '1x8'])
+@pytest.mark.parametrize('shape', eight_devices.MESHES)
 @pytest.mark.parametrize('name', ['rome', 'memit', 'grace', 'mend'])
 def test_on_a_mesh_as_on_one_device(model, network, name, shape):
   """Three facts, which no mesh divides; and what is cut stays cut."""
@@ -380,6 +381,7 @@ _ON_MESH = {
 }
 
 
+@pytest.mark.slow
 @eight_devices.needs_eight
 @pytest.mark.parametrize('name', _ON_MESH)
 def test_a_longer_search_on_a_mesh(model, network, name):

@@ -231,6 +231,7 @@ def test_processes_die_are_stopped_and_become_more_and_fewer(start, root):
   _assert_same(_content(run), _content(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['memit', 'grace'])
 def test_other_methods_in_two_processes(start, root, method):
   """As in one, and what is asked of the edited model afterwards, too."""
@@ -255,6 +256,7 @@ def test_other_methods_in_two_processes(start, root, method):
   _assert_same(found[2], found[1])
 
 
+@pytest.mark.slow
 def test_a_training_is_stopped_in_two_processes_and_ended_by_four(
   start, tmp_path
 ):

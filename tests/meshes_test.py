@@ -25,7 +25,7 @@ def model(tiny):
   return small_model(tiny, num_layers=2)
 
 
-@pytest.fixture(scope='module', params=('8x1', '4x2', '2x4', '1x8'))
+@pytest.fixture(scope='module', params=eight_devices.MESHES)
 def sharded(model, request):
   """The parameters on all eight devices, in each shape."""
   mesh = eight_devices.mesh(request.param)

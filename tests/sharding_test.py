@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import MESHES, needs_eight
 from eight_devices import mesh as _mesh
-from eight_devices import needs_eight
 from jax.sharding import PartitionSpec as P
 
 from me_jax import generation, sharding, trees
@@ -20,7 +20,6 @@ from me_jax.engines.lower_layers import Activations
 from me_jax.models import convert, llama, load
 from me_jax.typing import GenerateRequest, ModelState, ScoreRequest
 
-MESHES = ('8x1', '4x2', '2x4', '1x8')
 _TOLERANCE = 1e-5
 
 pytestmark = needs_eight
