@@ -86,10 +86,10 @@ def _at_lookup(model, params, request, sites, template='{}'):
   """Sites at the subject's last token, by a pass over the text up to it."""
   text = template.replace('{}', request.prefix + request.subject)
   ids = np.array(model.tokenizer.encode(text))
-  output = plain_model.forward(
-    model.config, params, ids, stop=LAYERS[-1] + 1, taps=sites
+  found = plain_model.tapped(
+    model.config, params, ids, taps=tuple(sites), stop=LAYERS[-1] + 1
   )
-  return [np.asarray(output.taps[s][0, -1], np.float64) for s in sites]
+  return [np.asarray(found[s][0, -1], np.float64) for s in sites]
 
 
 def _mean_key(model, params, request, layer):

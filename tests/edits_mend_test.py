@@ -90,7 +90,10 @@ def _raw(config, params, rows, batch=1):
   )
 
 
+# Step by step each operation would be compiled for itself.
 _running = jax.jit(mend_network.running_moments)
+_frozen = jax.jit(mend_network.frozen_moments)
+_changes = jax.jit(mend_network.changes, static_argnums=3)
 _transform = jax.jit(mend_network.transform)
 
 
@@ -377,8 +380,8 @@ def test_low_rank_loss_equals_that_of_formed_weights(
   group = _group(prepared[:3], batch=1, outer='both')
   found = validate(tiny.params, state, group)
   raw = _group_factors(CONFIG, tiny, group)
-  used = mend_network.frozen_moments(state.statistics, raw)
-  changes = mend_network.changes(state.params, used, raw, 'minus')
+  used = _frozen(state.statistics, raw)
+  changes = _changes(state.params, used, raw, 'minus')
   for e, one in enumerate(prepared[:3]):
     edited = apply_edit(
       tiny.params,
@@ -422,10 +425,11 @@ def test_a_step_is_of_what_outer_says(tiny, prepared, state):
   group = _group(prepared[:3], batch=1, outer='both')
   raw = _group_factors(config, tiny, group)
   _, used = _running(state.statistics, raw)
-  facts = mend_training.edited_scores(
-    *(config, tiny.config, tiny.params, state.params, used, raw, group),
-    per_fact=True,
-  )
+  facts = jax.jit(
+    lambda *args: mend_training.edited_scores(
+      config, tiny.config, *args, per_fact=True
+    )
+  )(tiny.params, state.params, used, raw, group)
   start = jax.tree.map(jnp.copy, state)  # which the step uses up
   _, scores = mend_training.make_update(config, tiny.config)(
     tiny.params, start, group
@@ -460,10 +464,10 @@ def test_batched_examples_join_their_token_rows(tiny, prepared):
   start = mend_training.init_state(config, tiny.config)
   seen, _ = _running(start.statistics, raw)
   start = start._replace(statistics=seen)
-  used = mend_network.frozen_moments(seen, raw)
+  used = _frozen(seen, raw)
   validate = mend_training.make_validate(config, tiny.config)
   scores = validate(tiny.params, start, group)
-  changes = mend_network.changes(start.params, used, raw, 'minus')
+  changes = _changes(start.params, used, raw, 'minus')
   for fact, one in enumerate(prepared):
     edited = apply_edit(
       tiny.params,
@@ -547,8 +551,8 @@ def test_an_edit_is_what_training_tried(tiny, trained, prepared, made):
   """The same change as in a padded group, less its padding."""
   group = _group(prepared[:3], batch=1, outer='rephrase')
   raw = _group_factors(CONFIG, tiny, group)
-  used = mend_network.frozen_moments(trained.statistics, raw)
-  changes = mend_network.changes(trained.params, used, raw, 'minus')
+  used = _frozen(trained.statistics, raw)
+  changes = _changes(trained.params, used, raw, 'minus')
   for path, change in made[0].items():
     left, right = changes[path]
     expected = left[0].T @ right[0]

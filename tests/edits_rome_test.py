@@ -61,10 +61,10 @@ def _at_lookup(model, params, request, template='{}'):
   text = template.replace('{}', request.prefix + request.subject)
   taps = (f'layers/{LAYER}/mlp/key', f'layers/{LAYER}/mlp/out')
   ids = np.array(model.tokenizer.encode(text))
-  output = plain_model.forward(
-    model.config, params, ids, stop=LAYER + 1, taps=taps
+  found = plain_model.tapped(
+    model.config, params, ids, taps=taps, stop=LAYER + 1
   )
-  return tuple(np.asarray(output.taps[t][0, -1], np.float64) for t in taps)
+  return tuple(np.asarray(found[t][0, -1], np.float64) for t in taps)
 
 
 def _accuracy(model, params, request):

@@ -7,6 +7,7 @@ import shutil
 import eight_devices
 import jax.numpy as jnp
 import numpy as np
+import plain_model
 import pytest
 
 from me_jax import sharding
@@ -20,7 +21,7 @@ from me_jax.edits import (
 )
 from me_jax.edits.corpus_texts import TextCorpus
 from me_jax.edits.second_moment_collect import collect
-from me_jax.models import attention, llama, sites
+from me_jax.models import llama, sites
 
 _SPEC = {'corpus': 'random bytes', 'n_samples': 60, 'seed': 0}
 _F = 64
@@ -42,17 +43,11 @@ def moments(tiny, rows, tmp_path_factory):
 
 def _keys(model, row, layer):
   """Keys of one text alone, float64 [T, F]."""
-  ids = jnp.asarray([row])
-  order = jnp.arange(len(row))[None]
-  output = llama.run_layers(
-    model.config,
-    model.params,
-    llama.embed(model.config, model.params, ids),
-    positions=order,
-    mask=attention.causal_mask(order, order, jnp.ones(ids.shape, bool)),
-    taps=(sites.site(layer, 'mlp/key'),),
+  site = sites.site(layer, 'mlp/key')
+  found = plain_model.tapped(
+    model.config, model.params, np.array(row), taps=(site,), stop=layer + 1
   )
-  return np.asarray(output.taps[sites.site(layer, 'mlp/key')][0], np.float64)
+  return np.asarray(found[site][0], np.float64)
 
 
 def _matrix(condition=1e6, count=1000, layer=3):

@@ -22,6 +22,12 @@ def forward(config, params, ids, **kwargs):
   )
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('taps', 'stop'))
+def tapped(config, params, ids, *, taps, stop=None):
+  """What is at these sites, by site [1, T, ...]; compiles once per length."""
+  return forward(config, params, ids, taps=taps, stop=stop).taps
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config, params, ids):
   """Next-token logits [T, V] of one text; compiles once per length."""
