@@ -374,8 +374,8 @@ def mend_step(at: Setting, compile_: Compile) -> Call:
   lowered = mend_training.make_update(config, at.config, at.mesh).lower(
     at.run_params(mend_factors.edited_paths(config.layers)), state, group
   )
-  # Its one loop goes over the examples, and says so.
-  return Call([Part(compile_(lowered))], examples, 'example')
+  # Its one loop goes over the examples, which for TPUs it does not say.
+  return Call([Part(compile_(lowered), examples)], examples, 'example')
 
 
 FUNCTIONS: dict[str, Callable[[Setting, Compile], Call]] = {
