@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from eight_devices import mesh as _mesh
 from eight_devices import needs_eight
@@ -67,12 +69,7 @@ def estimates(setting):
 
 @pytest.fixture(scope='module')
 def tpu_setting():
-  _skip_without_libtpu()
-  with pytest.MonkeyPatch.context() as patch:
-    # As `launch.capacity` has it.
-    patch.setenv('TPU_SKIP_MDS_QUERY', '1')
-    patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-    mesh = sharding.make_mesh(2, 2, devices=topology.devices('v5e:2x2'))
+  mesh = sharding.make_mesh(2, 2, _tpus('v5e:2x2'))
   return Setting('tiny', _CONFIG, mesh, _SMALL)
 
 
@@ -93,6 +90,15 @@ def _estimates(at, effort):
     return {
       name: estimate.estimate(at, name, effort) for name in functions.FUNCTIONS
     }
+
+
+def _tpus(name):
+  _skip_without_libtpu()
+  with pytest.MonkeyPatch.context() as patch:
+    # As `launch.capacity` has it.
+    patch.setenv('TPU_SKIP_MDS_QUERY', '1')
+    patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    return topology.devices(name)
 
 
 def _skip_without_libtpu():
@@ -256,6 +262,17 @@ def test_the_program_for_a_tpu():
   assert done.returncode == 0, done.stderr
   assert '4 x TPU v5e' in done.stdout
   assert 'score: fits 2x2; fastest on 2x2' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['v5p:4x4x4', 'v6e:4x4'])
+def test_a_mesh_that_is_not_made_of_the_axes_of_a_torus(name):
+  """Copies lie apart, and the parts of each side by side."""
+  devices = _tpus(name)
+  copies = sharding.make_mesh(len(devices) // 8, 8, devices).devices
+  assert {d.id for d in copies.flat} == {d.id for d in devices}
+  for parts in copies:
+    coords = np.array([d.coords for d in parts])
+    assert math.prod(np.ptp(coords, axis=0) + 1) == 8
 
 
 def test_without_a_compiler_for_tpus(monkeypatch):
