@@ -24,6 +24,7 @@ from absl import app, flags
 from launch import log
 from me_jax import sharding
 from me_jax.capacity import chips, estimate, functions, report, topology
+from me_jax.capacity.setting import Setting
 from me_jax.models.config import PRESETS
 from me_jax.progress import duration
 from me_jax.reporting import table_forms
@@ -54,9 +55,9 @@ _DTYPE = flags.DEFINE_enum(
   'dtype',
   'float32',
   DTYPES,
-  'Of weights and activations. Kernels that a search edits stay float32, and '
-  'second moments are of the float32 model; score and generate are of an '
-  'unedited one.',
+  'Of weights and activations. Kernels that a method edits stay float32, for '
+  'score and generate those of MEMIT, and second moments are of the float32 '
+  'model.',
 )
 _EFFORT = flags.DEFINE_float(
   'effort',
@@ -102,7 +103,7 @@ def _report_all() -> None:
 
 def _report(
   function: str,
-  settings: Mapping[str, functions.Setting],
+  settings: Mapping[str, Setting],
   chip: chips.Chip | None,
 ) -> str:
   found = {
@@ -119,9 +120,9 @@ def _report(
   return '\n'.join((*map(table_forms.markdown, tables), *lines, ''))
 
 
-def _setting(name: str, devices: Sequence[jax.Device]) -> functions.Setting:
+def _setting(name: str, devices: Sequence[jax.Device]) -> Setting:
   config = PRESETS[_MODEL.value].config
-  return functions.Setting(
+  return Setting(
     _MODEL.value,
     dataclasses.replace(config, dtype=_DTYPE.value),
     sharding.make_mesh(*sharding.parse_mesh(name), devices=devices),
@@ -129,11 +130,12 @@ def _setting(name: str, devices: Sequence[jax.Device]) -> functions.Setting:
 
 
 def _estimate(
-  at: functions.Setting, function: str, mesh: str, chip: chips.Chip | None
+  at: Setting, function: str, mesh: str, chip: chips.Chip | None
 ) -> estimate.Estimate | str:
   """The estimate, or why there is none."""
-  if chip and at.weight_bytes > chip.hbm:
-    return f'weights alone take {at.weight_bytes / 1e9:.1f} GB'
+  weights = functions.weight_bytes(at, function)
+  if chip and weights > chip.hbm:
+    return f'weights alone take {weights / 1e9:.1f} GB'
   start = time.monotonic()
   try:
     return estimate.estimate(at, function, _EFFORT.value)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -57,9 +58,16 @@ def make_mesh(
       f'A mesh of {data}x{model} (data x model) does not fit {count} devices. '
       f'Take one of {", ".join(ways) or "no mesh: there is no device"}.'
     )
-  return jax.make_mesh(
-    (data, model), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices
-  )
+  shape, axes, types = (data, model), (DATA, MODEL), (AxisType.Auto,) * 2
+  try:
+    return jax.make_mesh(shape, axes, types, devices=devices)
+  except NotImplementedError:
+    # No axes of the torus make up the mesh, as of 4x4x4 chips none make 8x8. To
+    # split one JAX must be asked, but for v5e.
+    split = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+    return Mesh(split, axes, types)
 
 
 def parse_mesh(text: str) -> tuple[int, int]:

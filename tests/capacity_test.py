@@ -1,24 +1,41 @@
 """What runs compile, for devices that are there and that are not."""
 
 import dataclasses
+import functools
 import importlib.util
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from eight_devices import mesh as _mesh
 from eight_devices import needs_eight
 
-from me_jax import trees
+from me_jax import config as config_lib
+from me_jax import sharding, trees
 from me_jax.capacity import chips, costs, estimate, functions, report, topology
+from me_jax.capacity.setting import Setting, Sizes
 from me_jax.models.config import PRESETS
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
-# No activation is as large as a kernel.
-_SMALL = functions.Sizes(
+# Each kernel and table can be cut in two,
+_CONFIG = dataclasses.replace(
+  PRESETS['tiny'].config,
+  num_layers=2,
+  embed_dim=256,
+  mlp_dim=768,
+  num_heads=16,
+  num_kv_heads=8,
+  head_dim=16,
+  vocab_size=1024,
+)
+_SMALLEST_KERNEL = 4 * 256 * 128
+# and no activation is as large as a kernel.
+_SMALL = Sizes(
   score_rows=2,
   score_tokens=16,
   score_prefix=64,
@@ -29,46 +46,84 @@ _SMALL = functions.Sizes(
   rome_rows=3,
   rome_tokens=8,
   rome_tail=4,
+  memit_requests=2,
+  memit_rows=4,
+  memit_room=8,
+  memit_tail=4,
+  text_rows=2,
+  text_tokens=16,
+  mend_tokens=8,
+  mend_reads=8,
 )
-_MESH = '4x2'
 
 
 @pytest.fixture(scope='module')
 def setting():
-  """Each kernel and table can be cut in two."""
-  config = dataclasses.replace(
-    PRESETS['tiny'].config,
-    num_layers=2,
-    embed_dim=256,
-    mlp_dim=768,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=16,
-    vocab_size=1024,
-  )
-  return functions.Setting('tiny', config, _mesh(_MESH), _SMALL)
+  return Setting('tiny', _CONFIG, _mesh('4x2'), _SMALL)
 
 
 @pytest.fixture(scope='module')
 def estimates(setting):
+  return _estimates(setting, effort=0.0)
+
+
+@pytest.fixture(scope='module')
+def tpu_setting():
+  mesh = sharding.make_mesh(2, 2, _tpus('v5e:2x2'))
+  return Setting('tiny', _CONFIG, mesh, _SMALL)
+
+
+@pytest.fixture(scope='module')
+def tpu_estimates(tpu_setting):
+  return _estimates(tpu_setting, effort=-1.0)
+
+
+def _estimates(at, effort):
   """By function."""
-  return {
-    name: estimate.estimate(setting, name, effort=0.0)
-    for name in ('score', 'generate', 'rome')
-  }
+  with pytest.MonkeyPatch.context() as patch:
+    # One layer is like another, and three of them take a minute to compile.
+    patch.setattr(
+      config_lib,
+      'mend_preset',
+      functools.partial(config_lib.mend_preset, layers=(1,)),
+    )
+    return {
+      name: estimate.estimate(at, name, effort) for name in functions.FUNCTIONS
+    }
+
+
+def _tpus(name):
+  _skip_without_libtpu()
+  with pytest.MonkeyPatch.context() as patch:
+    # As `launch.capacity` has it.
+    patch.setenv('TPU_SKIP_MDS_QUERY', '1')
+    patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    return topology.devices(name)
+
+
+def _skip_without_libtpu():
+  if importlib.util.find_spec('libtpu') is None:
+    pytest.skip("no compiler for TPUs: pip install -e '.[tpu]'")
 
 
 @needs_eight
-def test_no_function_gathers_a_whole_parameter(setting, estimates):
+def test_no_function_gathers_a_whole_parameter(estimates):
+  _check_that_none_is_gathered(estimates)
+
+
+def test_nor_does_one_on_a_tpu(tpu_estimates):
+  _check_that_none_is_gathered(tpu_estimates)
+
+
+def _check_that_none_is_gathered(estimates):
   """Neither one by its shape nor anything as large as the smallest."""
-  smallest = 4 * 256 * 128
   for name, one in estimates.items():
     assert any(c.kind == 'all-reduce' for c in one.costs.collectives), name
     assert not one.gathered, name
     gathered = [
       c.nbytes for c in one.costs.collectives if c.kind == 'all-gather'
     ]
-    assert max(gathered, default=0) < smallest, name
+    assert max(gathered, default=0) < _SMALLEST_KERNEL, name
 
 
 @needs_eight
@@ -85,16 +140,25 @@ def test_a_parameter_that_is_gathered_is_named(setting):
 
 @needs_eight
 def test_copies_decode_without_waiting_for_one_another(setting, estimates):
+  _check_that_copies_decode_alone(setting, estimates)
+
+
+def test_so_they_do_on_a_tpu(tpu_setting, tpu_estimates):
+  _check_that_copies_decode_alone(tpu_setting, tpu_estimates)
+
+
+def _check_that_copies_decode_alone(at, estimates):
   found = estimates['generate'].costs.collectives
   assert {c.times for c in found if c.in_loop} == {_SMALL.decode_steps}
-  assert not any(estimate.crosses_data(setting.mesh, c) for c in found)
+  assert not any(estimate.crosses_data(at.mesh, c) for c in found)
 
 
 @needs_eight
 def test_memory_and_flops(setting, estimates):
   """Weights are most of what is given, and each token meets each of them."""
   one = estimates['generate']
-  assert setting.weight_bytes < one.arguments < 1.2 * setting.weight_bytes
+  given = functions.weight_bytes(setting, 'generate')
+  assert given < one.arguments < 1.2 * given
   c = setting.config
   weights = c.num_layers * (
     c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
@@ -116,9 +180,27 @@ def test_kernels_that_are_edited_stay_float32(setting, estimates):
   path = 'layers/0/mlp/down_proj/kernel'
   found = trees.flatten(rounded.run_params([path]))
   assert {p for p, leaf in found.items() if leaf.dtype == 'float32'} == {path}
-  whole = estimates['rome'].arguments
-  small = estimate.estimate(rounded, 'rome', effort=0.0).arguments
+  whole = estimates['generate'].arguments
+  small = estimate.estimate(rounded, 'generate', effort=0.0).arguments
   assert whole / 2 < small < whole
+
+
+@needs_eight
+def test_weights_are_those_that_a_function_is_given(setting):
+  config = dataclasses.replace(setting.config, dtype='bfloat16')
+  rounded = dataclasses.replace(setting, config=config)
+  exact = functions.weight_bytes(setting, 'score')
+  assert functions.weight_bytes(rounded, 'second_moment') == exact
+  # Half of a kernel cut in two, in four bytes instead of two.
+  kernel = 256 * 768 // 2 * 4
+  for name in ('score', 'generate', 'rome', 'memit'):
+    assert functions.weight_bytes(rounded, name) == (exact + kernel) / 2
+
+
+@needs_eight
+def test_a_kernel_that_is_not_there_is_named(setting):
+  with pytest.raises(ValueError, match='layers/3/mlp/up_proj.*has 2 layers'):
+    functions.weight_bytes(setting, 'mend')
 
 
 @needs_eight
@@ -175,12 +257,22 @@ def test_mistakes_are_named(args, message):
 
 
 def test_the_program_for_a_tpu():
-  if importlib.util.find_spec('libtpu') is None:
-    pytest.skip("no compiler for TPUs: pip install -e '.[tpu]'")
+  _skip_without_libtpu()
   done = _start('--topology=v5e:2x2', '--function=score', '--meshes=2x2')
   assert done.returncode == 0, done.stderr
   assert '4 x TPU v5e' in done.stdout
   assert 'score: fits 2x2; fastest on 2x2' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['v5p:4x4x4', 'v6e:4x4'])
+def test_a_mesh_that_is_not_made_of_the_axes_of_a_torus(name):
+  """Copies lie apart, and the parts of each side by side."""
+  devices = _tpus(name)
+  copies = sharding.make_mesh(len(devices) // 8, 8, devices).devices
+  assert {d.id for d in copies.flat} == {d.id for d in devices}
+  for parts in copies:
+    coords = np.array([d.coords for d in parts])
+    assert math.prod(np.ptp(coords, axis=0) + 1) == 8
 
 
 def test_without_a_compiler_for_tpus(monkeypatch):

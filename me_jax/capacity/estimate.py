@@ -16,7 +16,8 @@ from me_jax.capacity import costs as costs_lib
 from me_jax.capacity import functions
 from me_jax.capacity.chips import Chip
 from me_jax.capacity.costs import Costs
-from me_jax.capacity.functions import Call, Setting
+from me_jax.capacity.functions import Call
+from me_jax.capacity.setting import Setting
 
 
 class TooLarge(Exception):
@@ -80,7 +81,8 @@ def estimate(at: Setting, name: str, effort: float) -> Estimate:
     return lowered.compile({'exec_time_optimization_effort': effort})
 
   try:
-    call = functions.FUNCTIONS[name](at, compile_)
+    function = functions.FUNCTIONS[name]
+    call = function.call(at, function.params(at), compile_)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise

@@ -4,18 +4,16 @@ Each is what editors and predictors call, at sizes that are usual on
 accelerators. No weights are made.
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from me_jax import config as config_lib
-from me_jax import sharding, trees
+from me_jax import sharding
+from me_jax.capacity.setting import Setting
 from me_jax.edits import (
   batched_values,
   memit,
@@ -31,66 +29,10 @@ from me_jax.edits import (
 )
 from me_jax.edits.edit import kernel_path
 from me_jax.engines.decoding import Rows
-from me_jax.engines.forward import Forward
-from me_jax.engines.functions import Functions
-from me_jax.engines.prefix import Prefix
-from me_jax.models import shapes
 from me_jax.models.config import ModelConfig
-from me_jax.typing import ModelState, ParamPath, Params
+from me_jax.typing import ModelState, Params
 
 Compile = Callable[[jax.stages.Lowered], jax.stages.Compiled]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
-  """How large calls are. Those of evaluation, of MEMIT and of the second moment
-  for each group of devices along 'data'.
-
-  Attributes:
-    score_rows: Requests of `score`: 4,096 tokens in all, at
-    score_tokens: each. An item of MMLU has some 100 tokens of its own
-    score_prefix: behind exemplars of some 650.
-    score_reads: Likelihoods of each.
-    decode_rows: Answers that are written at once: 16,384 slots in all, each of
-    decode_prompt: a prompt of its own
-    decode_answer: and an answer, as in BBH,
-    decode_prefix: behind exemplars.
-    decode_steps: Tokens of a call.
-    rome_rows: Templates, and the row of the divergence.
-    rome_tokens: Of a row.
-    rome_tail: Of these from the subject's last token on.
-    rome_targets: Of these what is to be said.
-    memit_requests: Facts searched at once,
-    memit_rows: in so many wide rows, each of
-    memit_room: slots before the subjects' last tokens
-    memit_tail: and from them on.
-    text_rows: Texts of a batch of the second moment, each of
-    text_tokens: tokens.
-    mend_tokens: Of an example's texts.
-    mend_reads: Target tokens of a step, of each kind of text.
-  """
-
-  score_rows: int = 32
-  score_tokens: int = 128
-  score_prefix: int = 768
-  score_reads: int = 4
-  decode_rows: int = 25
-  decode_prompt: int = 128
-  decode_answer: int = 512
-  decode_prefix: int = 1024
-  decode_steps: int = 16
-  rome_rows: int = 22
-  rome_tokens: int = 32
-  rome_tail: int = 8
-  rome_targets: int = 4
-  memit_requests: int = 16
-  memit_rows: int = 40
-  memit_room: int = 64
-  memit_tail: int = 16
-  text_rows: int = 3
-  text_tokens: int = 4096
-  mend_tokens: int = 32
-  mend_reads: int = 32
 
 
 class Part(NamedTuple):
@@ -119,111 +61,38 @@ class Call(NamedTuple):
   unit: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """A model on a mesh, as shapes.
+def rome_params(at: Setting) -> Params:
+  """The weights in a run of ROME."""
+  return at.run_params([kernel_path(_rome_layer(at.config))])
 
-  Attributes:
-    name: Of the model, whose hyper-parameters are taken.
-    config: Its shape; `dtype` is that of the weights, too.
-    mesh: Where.
-    sizes: Of calls.
+
+def memit_params(at: Setting) -> Params:
+  """The weights in a run of MEMIT.
+
+  They are evaluated like that, too, its first state included: of a model in
+  bfloat16 five kernels are float32, where ROME has one.
   """
-
-  name: str
-  config: ModelConfig
-  mesh: Mesh
-  sizes: Sizes = Sizes()
-
-  @functools.cached_property
-  def params(self) -> Params:
-    """The weights, cut as runs cut them."""
-    found = shapes.param_shapes(self.config)
-    cut = sharding.param_shardings(self.config, tuple(found), self.mesh)
-    return trees.unflatten(
-      {
-        path: jax.ShapeDtypeStruct(shape, self.config.dtype, sharding=cut[path])
-        for path, shape in found.items()
-      }
-    )
-
-  def run_params(self, edited: Collection[ParamPath]) -> Params:
-    """The weights in a run whose method edits these, which are float32 in any
-    case. See `models.precision`."""
-    return trees.unflatten(
-      {
-        path: leaf.update(dtype=jnp.float32) if path in edited else leaf
-        for path, leaf in trees.flatten(self.params).items()
-      }
-    )
-
-  @property
-  def weight_bytes(self) -> int:
-    """Of the weights, on one device."""
-    return sum(
-      jnp.dtype(leaf.dtype).itemsize
-      * math.prod(leaf.sharding.shard_shape(leaf.shape))
-      for leaf in jax.tree.leaves(self.params)
-    )
-
-  @property
-  def data(self) -> int:
-    """Groups of devices over which rows are dealt."""
-    return sharding.data_size(self.mesh)
-
-  def dealt(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-    """An array with rows first, `shape[0]` for each group."""
-    return jax.ShapeDtypeStruct(
-      (shape[0] * self.data, *shape[1:]),
-      dtype,
-      sharding=sharding.row_sharding(self.mesh),
-    )
-
-  def whole(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-    """An array that each device has all of."""
-    return jax.ShapeDtypeStruct(
-      shape, dtype, sharding=sharding.replicated(self.mesh)
-    )
-
-  def dealt_if_even(
-    self, *shape: int, dtype: Any = jnp.int32
-  ) -> jax.ShapeDtypeStruct:
-    """An array with rows first, as `sharding.deal_rows` places it."""
-    return jax.ShapeDtypeStruct(
-      shape, dtype, sharding=sharding.place_of_rows(shape[0], self.mesh)
-    )
-
-  @functools.cached_property
-  def functions(self) -> Functions:
-    """Those of a predictor."""
-    return Functions(
-      Forward(self.config, None),
-      mesh=self.mesh,
-      activations=None,
-      on_trace=lambda name: None,
-    )
-
-  def prefix(self, slots: int) -> Prefix:
-    """What prompts begin with."""
-    c, where = self.config, sharding.prefix_sharding(self.config, self.mesh)
-    array = lambda *shape: jax.ShapeDtypeStruct(shape, c.dtype, sharding=where)
-    heads, size = c.num_kv_heads, c.head_dim
-    return Prefix(
-      {
-        str(i): (array(heads, size, slots), array(heads, slots, size))
-        for i in range(c.num_layers)
-      },
-      self.whole(),
-    )
+  return at.run_params([kernel_path(l) for l in _memit_layers(at.config)])
 
 
-def score(at: Setting, compile_: Compile) -> Call:
+def mend_params(at: Setting) -> Params:
+  """The weights in a run of MEND."""
+  layers = config_lib.mend_preset(at.name).layers
+  return at.run_params(mend_factors.edited_paths(layers))
+
+
+def exact_params(at: Setting) -> Params:
+  """The weights in float32, whatever the dtype of the run."""
+  return at.exact.params
+
+
+def score(at: Setting, params: Params, compile_: Compile) -> Call:
   """Likelihoods of a batch of requests behind a common prefix."""
   s = at.sizes
   tokens = at.dealt(s.score_rows, s.score_tokens)
   reads = at.dealt(s.score_rows, s.score_reads)
   lowered = at.functions.score.lower(
-    ModelState(at.params),
+    ModelState(params),
     at.prefix(s.score_prefix),
     at.dealt(s.score_rows),
     *(tokens,) * 4,
@@ -232,7 +101,7 @@ def score(at: Setting, compile_: Compile) -> Call:
   return Call([Part(compile_(lowered))], s.score_rows * at.data, 'request')
 
 
-def generate(at: Setting, compile_: Compile) -> Call:
+def generate(at: Setting, params: Params, compile_: Compile) -> Call:
   """One call of decoding, all rows busy."""
   s = at.sizes
   count = s.decode_rows * at.data
@@ -243,7 +112,7 @@ def generate(at: Setting, compile_: Compile) -> Call:
   data = placed(sharding.row_sharding(at.mesh))
   cache = placed(sharding.cache_sharding(at.config, at.mesh))
   lowered = at.functions.decode.lower(
-    ModelState(at.params),
+    ModelState(params),
     at.prefix(s.decode_prefix),
     Rows(*map(data, empty[:-1]), jax.tree.map(cache, empty.cache)),
     at.whole(),
@@ -253,11 +122,10 @@ def generate(at: Setting, compile_: Compile) -> Call:
   return Call(parts, count * s.decode_steps, 'token')
 
 
-def rome_search(at: Setting, compile_: Compile) -> Call:
+def rome_search(at: Setting, params: Params, compile_: Compile) -> Call:
   """The latent search of one fact, to its last step."""
   s, config = at.sizes, config_lib.RomeConfig()
-  layer = _layer(at.config, config.layer)
-  params = at.run_params([kernel_path(layer)])
+  layer = _rome_layer(at.config)
   targets = (s.rome_rows - 1, s.rome_targets)
   told = rows.Rows(
     ids=at.whole(s.rome_rows, s.rome_tokens),
@@ -293,10 +161,9 @@ def rome_search(at: Setting, compile_: Compile) -> Call:
   return Call(parts, 1, 'fact')
 
 
-def memit_search(at: Setting, compile_: Compile) -> Call:
+def memit_search(at: Setting, params: Params, compile_: Compile) -> Call:
   """The latent search of a batch of facts, to its last step."""
   s, config = at.sizes, config_lib.memit_preset('easyedit')
-  layers = [_layer(at.config, layer) for layer in config.layers]
   wide = at.dealt(s.memit_rows, s.memit_room + s.memit_tail)
   packed = packing.Packed(
     ids=wide,
@@ -312,31 +179,25 @@ def memit_search(at: Setting, compile_: Compile) -> Call:
   target = at.dealt(s.memit_rows * s.memit_tail * 3 // 4)
   lowered = batched_values.search.lower(
     at.config,
-    at.run_params([kernel_path(layer) for layer in layers]),
+    params,
     packed,
     batched_values.Wanted(
       target, target, target, target.update(dtype=jnp.float32)
     ),
-    layer=layers[-1],
+    layer=_memit_layers(at.config)[-1],
     search_config=memit.search_config(config),
   )
   parts = [Part(compile_(lowered), config.v_num_grad_steps)]
   return Call(parts, s.memit_requests * at.data, 'fact')
 
 
-def second_moment(at: Setting, compile_: Compile) -> Call:
-  """The keys' products of a batch of texts, for the layers of MEMIT.
-
-  They are those of the float32 model, whatever the dtype of the run.
-  """
-  config = dataclasses.replace(at.config, dtype='float32')
-  at = dataclasses.replace(at, config=config)
+def second_moment(at: Setting, params: Params, compile_: Compile) -> Call:
+  """The keys' products of a batch of texts, for the layers of MEMIT."""
   s = at.sizes
-  layers = config_lib.MemitConfig().layers
   lowered = second_moment_collect.grams.lower(
-    at.config,
-    tuple(sorted({_layer(at.config, layer) for layer in layers})),
-    at.params,
+    at.exact.config,
+    _memit_layers(at.config),
+    params,
     at.dealt(s.text_rows, s.text_tokens),
     at.dealt(s.text_rows),
   )
@@ -344,7 +205,7 @@ def second_moment(at: Setting, compile_: Compile) -> Call:
   return Call([Part(compile_(lowered))], tokens, 'token')
 
 
-def mend_step(at: Setting, compile_: Compile) -> Call:
+def mend_step(at: Setting, params: Params, compile_: Compile) -> Call:
   """One step of the training of MEND's networks."""
   s, config = at.sizes, config_lib.mend_preset(at.name)
   examples = config.accumulate * config.batch
@@ -372,20 +233,50 @@ def mend_step(at: Setting, compile_: Compile) -> Call:
     jax.eval_shape(lambda: mend_training.init_state(config, at.config)),
   )
   lowered = mend_training.make_update(config, at.config, at.mesh).lower(
-    at.run_params(mend_factors.edited_paths(config.layers)), state, group
+    params, state, group
   )
-  # Its one loop goes over the examples, and says so.
-  return Call([Part(compile_(lowered))], examples, 'example')
+  # Its one loop goes over the examples, which for TPUs it does not say.
+  return Call([Part(compile_(lowered), examples)], examples, 'example')
 
 
-FUNCTIONS: dict[str, Callable[[Setting, Compile], Call]] = {
-  'score': score,
-  'generate': generate,
-  'rome': rome_search,
-  'memit': memit_search,
-  'second_moment': second_moment,
-  'mend': mend_step,
+class Function(NamedTuple):
+  """Something that runs compile.
+
+  Attributes:
+    params: Gives the weights that it is given,
+    call: and what it is with these.
+  """
+
+  params: Callable[[Setting], Params]
+  call: Callable[[Setting, Params, Compile], Call]
+
+
+FUNCTIONS = {
+  'score': Function(memit_params, score),
+  'generate': Function(memit_params, generate),
+  'rome': Function(rome_params, rome_search),
+  'memit': Function(memit_params, memit_search),
+  'second_moment': Function(exact_params, second_moment),
+  'mend': Function(mend_params, mend_step),
 }
+
+
+def weight_bytes(at: Setting, name: str) -> int:
+  """Of the weights that a function is given, on one device."""
+  return sum(
+    jnp.dtype(leaf.dtype).itemsize
+    * math.prod(leaf.sharding.shard_shape(leaf.shape))
+    for leaf in jax.tree.leaves(FUNCTIONS[name].params(at))
+  )
+
+
+def _rome_layer(config: ModelConfig) -> int:
+  return _layer(config, config_lib.RomeConfig().layer)
+
+
+def _memit_layers(config: ModelConfig) -> tuple[int, ...]:
+  layers = config_lib.MemitConfig().layers
+  return tuple(sorted({_layer(config, layer) for layer in layers}))
 
 
 def _layer(config: ModelConfig, layer: int) -> int:
