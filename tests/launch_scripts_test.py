@@ -204,7 +204,7 @@ def test_dry_run_runs_and_collects(tmp_path):
     (('create', *_WHERE), 'create wants --accelerator='),
     (('create', *_WHERE, '--accelerator=v9-8'), 'expected v4-N, v5litepod-N'),
     (('create', *_WHERE, '--spot=1'), '--spot takes no value'),
-    (('run', *_WHERE), 'Expected -- and launch.run, launch.evaluate or'),
+    (('run', *_WHERE), 'Expected -- and launch.run, launch.evaluate, launch'),
     (
       ('run', *_WHERE, '--', 'launch.report'),
       "its flags, not 'launch.report'",
