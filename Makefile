@@ -19,8 +19,7 @@ test: $(VENV)/.test
 
 # The others: before a release, and after a change of what they are about.
 test-slow: $(VENV)/.test
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m 'slow and not model'
-	$(PYTEST) -m 'slow and model'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m slow
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ def _write(directory: pathlib.Path) -> None:
 
 def _run(count: int) -> list[dict[str, Any]]:
   """What each of so many processes says."""
-  processes = [
+  started = [
     subprocess.Popen(
       [
         *(sys.executable, '-m', 'bench.loading'),
@@ -105,8 +105,8 @@ def _run(count: int) -> list[dict[str, Any]]:
     )
     for rank in range(count)
   ]
-  outputs = [process.communicate()[0] for process in processes]
-  for process in processes:
+  outputs = [process.communicate()[0] for process in started]
+  for process in started:
     if process.returncode:
       sys.exit(f'A process of {count} ended with {process.returncode}.')
   return [json.loads(output.splitlines()[-1]) for output in outputs]

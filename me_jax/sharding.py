@@ -63,7 +63,7 @@ def make_mesh(
     return jax.make_mesh(shape, axes, types, devices=devices)
   except NotImplementedError:
     # No axes of the torus make up the mesh, as of 4x4x4 chips none make 8x8. To
-    # split one JAX must be asked, but for v5e.
+    # split one JAX must be asked; for v5e it does so by itself.
     split = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )

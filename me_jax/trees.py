@@ -90,7 +90,8 @@ def fingerprint(params: Params) -> str:
   which also says how they are used."""
   digest = hashlib.sha256()
   for path, leaf in flatten(params).items():
-    digest.update(f'{path}:{leaf.shape}:{leaf.dtype}:'.encode())
+    # A number counts as one of one row, as in prints that are stored.
+    digest.update(f'{path}:{leaf.shape or (1,)}:{leaf.dtype}:'.encode())
     for part in _in_order(leaf):
       digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
   return digest.hexdigest()

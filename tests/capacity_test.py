@@ -16,7 +16,7 @@ from eight_devices import mesh as _mesh
 from eight_devices import needs_eight
 
 from me_jax import config as config_lib
-from me_jax import sharding, trees
+from me_jax import sharding, slabs, trees
 from me_jax.capacity import chips, costs, estimate, functions, report, topology
 from me_jax.capacity.setting import Setting, Sizes
 from me_jax.models.config import PRESETS
@@ -273,6 +273,18 @@ def test_a_mesh_that_is_not_made_of_the_axes_of_a_torus(name):
   for parts in copies:
     coords = np.array([d.coords for d in parts])
     assert math.prod(np.ptp(coords, axis=0) + 1) == 8
+
+
+def test_slabs_of_half_precision_compile_for_a_tpu():
+  """Sums of integers of 16 bits."""
+  mesh = sharding.make_mesh(2, 2, _tpus('v5e:2x2'))
+  spec = jax.sharding.PartitionSpec('model')
+  table = jax.ShapeDtypeStruct(
+    (64, 128), 'bfloat16', sharding=jax.sharding.NamedSharding(mesh, spec)
+  )
+  where = jax.ShapeDtypeStruct((2,), 'int32')
+  program = slabs._slab.lower(table, where, mesh=mesh, spec=spec, size=8)
+  assert 'u16[8,128]' in program.compile().as_text()
 
 
 def test_without_a_compiler_for_tpus(monkeypatch):

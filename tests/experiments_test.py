@@ -165,8 +165,18 @@ def root(tmp_path_factory):
   return tmp_path_factory.mktemp('experiments')
 
 
+# What these measure is most of what the others do.
+_FIRST = ('table1', 'table4')
+
+
 @pytest.mark.data
-@pytest.mark.parametrize('name', RUNNABLE)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in _FIRST else pytest.mark.slow)
+    for name in RUNNABLE
+  ],
+)
 def test_a_run_of_each_on_a_small_model(name, root, data_root):
   cell = _module(name).sweep('model=tiny')[-1 if name == 'figure7' else 0]
   command = [

@@ -213,6 +213,7 @@ def test_processes_die_are_stopped_and_become_more_and_fewer(start, root):
     assert not {0, None} & set(codes)
     assert all(re.search(_ONE_IS_GONE, text) for text in said), said
   # One of two is told to stop, which both do after the edit they are at.
+  assert not (place.checkpoints / '1').exists()
   two = start(2, run, flags)
   _await(place.checkpoints / '1' / 'record' / 'metadata', two)
   two[1].terminate()

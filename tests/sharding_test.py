@@ -178,6 +178,17 @@ def test_a_mesh_of_other_devices_is_refused(shape):
     sharding.make_mesh(*shape)
 
 
+def test_a_mesh_that_no_axes_of_a_torus_make_up(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise NotImplementedError
+
+  monkeypatch.setattr(jax, 'make_mesh', refuse)
+  mesh = sharding.make_mesh(4, 2)
+  assert dict(mesh.shape) == {'data': 4, 'model': 2}
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+  assert set(mesh.devices.flat) == set(jax.devices())
+
+
 def test_mesh_from_text():
   assert sharding.parse_mesh('4x2') == (4, 2)
   for wrong in ('4', '4x', 'x2', '4,2', '4x2x1'):

@@ -127,3 +127,15 @@ _ONE = np.float32(1)
 def test_fingerprint_sees(name, leaf, changed_name, changed):
   before, after = {name: np.array(leaf)}, {changed_name: np.array(changed)}
   assert trees.fingerprint(before) != trees.fingerprint(after)
+
+
+def test_a_fingerprint_stays_what_is_stored():
+  """A number, an array and half precision, of NumPy and of JAX."""
+  tree = {
+    'count': np.asarray(3, np.int32),
+    'kernel': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'scale': np.asarray([0.5, -0.0], jnp.bfloat16),
+  }
+  stored = '7b7336d1f2778ceae3f4fe38ae3fb78997a118d3c6dbb430ba4871f294c9ebea'
+  assert trees.fingerprint(tree) == stored
+  assert trees.fingerprint(jax.tree.map(jnp.asarray, tree)) == stored

@@ -103,14 +103,12 @@ def load_factor(directory: files.PathLike, moment: SecondMoment) -> Factor:
     OSError: The disk is full or not writable.
   """
   path = layer_directory(directory, moment.layer) / 'factor.safetensors'
-  if processes.are_many():
-    # By one of them, not by all at once; they read it where they read C.
-    processes.from_first(lambda: _make_if_missing(path, moment))
-  return _read_or_make(path, moment)
-
-
-def _make_if_missing(path: pathlib.Path, moment: SecondMoment) -> None:
-  _read_or_make(path, moment)
+  if not processes.are_many():
+    return _read_or_make(path, moment)
+  # By the first, not by all at once: the others read it where they read C.
+  made: list[Factor] = []
+  processes.from_first(lambda: made.append(_read_or_make(path, moment)))
+  return made[0] if made else _read_or_make(path, moment)
 
 
 def _read_or_make(path: pathlib.Path, moment: SecondMoment) -> Factor:
