@@ -481,6 +481,7 @@ def test_the_edited_model_of_a_run(evaluate, score, edited, tiny, tmp_path):
   assert len(set(states)) == 3 and values[0] != values[1]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_resumes_to_the_same_bytes(start, evaluate, root):
   """Killed after the first answers, again after some more, and finished."""
   data = root / 'many'

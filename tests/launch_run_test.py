@@ -286,6 +286,7 @@ def test_another_run_in_the_same_place_is_refused(start, undisturbed, tmp_path):
   del held
 
 
+@pytest.mark.slow
 def test_in_bfloat16(start, tmp_path):
   """Edited, taken up again, and put together outside of the run."""
   workdir = tmp_path / 'run'
