@@ -233,7 +233,9 @@ class Checkpoints:
     if record['shapes']:
       items['edit'] = _abstract_edit(record['shapes'])
     if wanted := record.get('editor_state'):
-      items['editor_state'] = _named([_abstract(*leaf) for leaf in wanted])
+      items['editor_state'] = _named(
+        [orbax_store.abstract(*leaf) for leaf in wanted]
+      )
     if not items:
       return {}, ()
     restore = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
@@ -290,16 +292,11 @@ def _abstract_edit(shapes: dict[str, list[list[int]]]) -> dict[str, Any]:
   names = {len(kind._fields): kind._fields for kind in edit_lib.KINDS}
   return {
     path: {
-      name: _abstract(shape, 'float32')
+      name: orbax_store.abstract(shape, 'float32')
       for name, shape in zip(names[len(arrays)], arrays, strict=True)
     }
     for path, arrays in shapes.items()
   }
-
-
-def _abstract(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _named(leaves: Sequence[Any]) -> dict[str, Any]:

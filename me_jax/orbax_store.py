@@ -6,9 +6,12 @@ stores is small enough to be whole on each of them.
 
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from me_jax import files
 
@@ -72,6 +75,12 @@ def save(
       full = OSError(28, 'No space left on device')
       raise files.explained(full, directory / str(step)) from e
     raise
+
+
+def abstract(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+  """An array that is to be restored, to a device of this process."""
+  here = SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
 
 
 def reason(error: Exception) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from me_jax import files, orbax_store, processes, trees
 
@@ -69,9 +68,8 @@ class TrainingCheckpoints:
     iteration = self._store.latest_step()
     if iteration is None:
       return None
-    here = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
+      lambda a: orbax_store.abstract(a.shape, a.dtype), like
     )
     try:
       found = self._store.restore(
