@@ -288,8 +288,8 @@ def test_without_basic_walls_nothing_runs(monkeypatch):
 def test_a_missing_limit_is_named(monkeypatch, sandbox):
   # As on a platform that accepts limits without keeping them.
   class Unlimited(plan.Plan):
-    def setup(self, limits, code):
-      return {**super().setup(limits, code), 'limits': {}}
+    def setup(self, limits):
+      return {**super().setup(limits), 'limits': {}}
 
   fields = dataclasses.asdict(sandbox._plan)
   monkeypatch.setattr(walls, 'plans', lambda kind: [Unlimited(**fields)])
@@ -348,6 +348,8 @@ def test_program_dies_with_the_evaluator(tmp_path):
   evaluator = subprocess.Popen(
     [sys.executable, '-c', script],
     env={'PYTHONPATH': str(tmp_path), 'TMPDIR': str(tmp_path)},
+    # Also of its own: a script that is passed begins its search there.
+    cwd=tmp_path,
     stdout=subprocess.PIPE,
   )
   assert evaluator.stdout.readline() == b'up\n'
@@ -361,12 +363,11 @@ def test_program_dies_with_the_evaluator(tmp_path):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='signal at parent death')
 def test_program_of_a_dead_evaluator_does_not_begin(sandbox, tmp_path):
-  # The evaluator dies after its first message, before a signal was asked for.
-  # Its end of the replies stays open, so that writing one does not fail.
+  # The evaluator dies before it hears that the walls are up, and so, perhaps,
+  # before the child asked for a signal of that: then it has not said what to
+  # run. Its end of the replies stays open, so that writing one does not fail.
   limits = plan.Limits(timeout_s=60.0, memory_bytes=1 << 30)
-  message = marshal.dumps(
-    sandbox._plan.setup(limits, 'import time; time.sleep(3600)')
-  )
+  message = marshal.dumps(sandbox._plan.setup(limits))
   child = subprocess.Popen(
     sandbox._plan.command(limits, str(tmp_path)),
     stdin=subprocess.PIPE,
@@ -379,7 +380,9 @@ def test_program_of_a_dead_evaluator_does_not_begin(sandbox, tmp_path):
   child.stdin.close()
   try:
     assert child.wait(60) != 0
-    assert child.stdout.read() == b''
+    replies = child.stdout.read()
+    assert replies[4:].startswith(b'["ready",')
+    assert len(replies) == 4 + int.from_bytes(replies[:4], 'big')
   finally:
     child.kill()
     child.stdout.close()

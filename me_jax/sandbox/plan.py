@@ -67,10 +67,9 @@ class Plan:
       return [*child, folder]
     return [*self._bubblewrap(limits), *child, folder]
 
-  def setup(self, limits: Limits, code: str) -> dict[str, Any]:
+  def setup(self, limits: Limits) -> dict[str, Any]:
     """The first message to the child (see `inside/session.py`)."""
     return {
-      'code': code,
       'kind': self.kind,
       'user_namespace': self.user_namespace,
       'drop_root': self.drop_root,

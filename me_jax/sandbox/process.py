@@ -67,8 +67,10 @@ class Child:
     os.set_blocking(self._process.stdout.fileno(), False)
     self._deadline = time.monotonic() + _START_S
     try:
-      self.send(plan.setup(limits, code))
+      self.send(plan.setup(limits))
       verb, *rest = self.receive()
+      if verb == 'ready':
+        self.send(code)
     except (OSError, EOFError, TimeoutError, ValueError) as e:
       self.stop()
       raise RuntimeError(

@@ -70,7 +70,7 @@ def _leave_guard_outside(pipes: tuple[int, int]) -> None:
     if not inside:
       os._exit(128 + _signal.SIGTERM)
 
-  linux.die_with_parent(pipes[0])
+  linux.die_with_parent()
   _signal.signal(_signal.SIGTERM, end)
   inside.append(os.fork())
   if inside[0] == 0:

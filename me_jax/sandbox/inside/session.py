@@ -2,8 +2,8 @@
 
 The parent asks, the child replies (see `wire.py`):
 
-    {'code': ..., 'kind': ..., ...}   ["ready", names of walls]
-                                      ["defined"] once the code has run
+    {'kind': ..., 'limits': ..., ...} ["ready", names of walls]
+    code                              ["defined"] once the code has run
     ('value', expression, limit)      ["value", encoded value]
     ('run', statement)                ["done"]
     ('token', text)                   ["token", text]
@@ -52,7 +52,10 @@ def serve(folder: str, here: str) -> None:
     channel.send(f'["broken",{plain.encode(_message(e), 1000)}]')
     leave(1)
   channel.send(f'["ready",{plain.encode(names, 10000)}]')
-  _converse(channel, setup['code'])
+  # An evaluator that says what to run has outlived the call above which lets
+  # its death end this process: of one that died earlier comes no signal, and
+  # its pipe stays open until the last of its threads is gone.
+  _converse(channel)
   leave(0)
 
 
@@ -86,7 +89,7 @@ def _put_up_walls(setup: dict, folder: str, channel: wire.Wire) -> list[str]:
   if sys.platform == 'linux':
     privileges.give_up()
     # Not before: a change of user clears it.
-    linux.die_with_parent(channel.descriptors[0])
+    linux.die_with_parent()
     if kind == 'landlock':
       landlock.restrict(readable=setup['folders'], writable='.')
     if syscalls.supported():
@@ -115,13 +118,13 @@ def _tidy(here: str) -> None:
 
 def _converse(
   channel: wire.Wire,
-  code: str,
   # Bound here: the program may replace the built-in ones.
   compile=compile,
   exec=exec,
   eval=eval,
 ) -> None:
   scope = {}
+  code = channel.receive()
   try:
     exec(compile(code, '<string>', 'exec', dont_inherit=True), scope)
   except BaseException as e:
