@@ -40,8 +40,9 @@ def _samples(task, items, predictor, smollm2, shares_prefixes=False):
   return [samples[item.id] for item in items]
 
 
-def test_mmlu(golden, data_root, predictor, smollm2):
-  """Whole texts as the reference scores them, and by all shortcuts."""
+@pytest.mark.parametrize('every', [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_mmlu(golden, data_root, predictor, smollm2, every):
+  """All by the shortcuts, `every`-th as the reference scores: whole texts."""
   expected = golden('mmlu_ppl.json')['items']
   by_id = {f'{e["subject"]}/{e["row"]}': e for e in expected}
   subjects = tuple(dict.fromkeys(e['subject'] for e in expected))
@@ -56,31 +57,47 @@ def test_mmlu(golden, data_root, predictor, smollm2):
   )
   items = [item for item in whole.items() if item.id in by_id]
   assert len(items) == len(expected)
+  all_letters = _samples(short, items, predictor, smollm2, shares_prefixes=True)
   decided = 0
+  for item, letters in zip(items, all_letters, strict=True):
+    want = by_id[item.id]
+    assert letters['target'] == want['gold']
+    assert letters['n_tokens'] == want['n_tokens']
+    # What all four have in common is missing, the same for each.
+    scores = [want['score'][letter] for letter in 'ABCD']
+    common = np.subtract(scores, letters['resps'])
+    assert np.ptp(common) < 1e-4 and common.min() > 0
+    if _is_decided(scores):
+      decided += 1
+      assert letters['filtered_resps'] == {'oc': want['prediction']}
+    assert not letters['nonfinite']
+  assert decided > len(items) / 2
+
+  some = slice(None, None, every)
   for item, sample, letters in zip(
-    items,
-    _samples(whole, items, predictor, smollm2),
-    _samples(short, items, predictor, smollm2, shares_prefixes=True),
+    items[some],
+    _samples(whole, items[some], predictor, smollm2),
+    all_letters[some],
     strict=True,
   ):
     want = by_id[item.id]
     scores = [want['score'][letter] for letter in 'ABCD']
-    assert sample['target'] == letters['target'] == want['gold']
-    assert sample['n_tokens'] == letters['n_tokens'] == want['n_tokens']
+    assert sample['target'] == want['gold']
+    assert sample['n_tokens'] == want['n_tokens']
     np.testing.assert_allclose(sample['resps'], scores, atol=1e-4, rtol=0)
-    # What all four have in common is missing, the same for each.
     common = np.subtract(sample['resps'], letters['resps'])
     assert np.ptp(common) < 1e-5 and common.min() > 0
     np.testing.assert_allclose(
       sample['letter_logprobs'], letters['letter_logprobs'], atol=2e-3, rtol=0
     )
-    best, second = sorted(scores)[:2]
-    if second - best >= 1e-4:
-      decided += 1
+    if _is_decided(scores):
       assert sample['filtered_resps'] == {'oc': want['prediction']}
-      assert letters['filtered_resps'] == {'oc': want['prediction']}
-    assert not sample['nonfinite'] and not letters['nonfinite']
-  assert decided > len(items) / 2
+    assert not sample['nonfinite']
+
+
+def _is_decided(scores):
+  best, second = sorted(scores)[:2]
+  return second - best >= 1e-4
 
 
 def _may_win(task, item, sums, n_tokens, reading):
@@ -99,10 +116,14 @@ def _may_win(task, item, sums, n_tokens, reading):
   ]
 
 
-def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2):
+@pytest.mark.parametrize(
+  'count', [100, pytest.param(300, marks=pytest.mark.slow)]
+)
+def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2, count):
+  """The first 100 one by one, and how many of 300 are right."""
   expected = golden('csqa_cloze.json')
   task = commonsenseqa_cloze(task_context(folder(data_root), smollm2.tokenizer))
-  items = task.items()[:300]
+  items = task.items()[:count]
   samples = _samples(task, items, predictor, smollm2)
   for item, sample, want in zip(
     items, samples, expected['items'], strict=False
@@ -118,6 +139,8 @@ def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2):
       if len(may_win) == 1:
         assert may_win == [want[f'pred_{reading}']]
       assert sample['filtered_resps'][reading] in may_win
+  if count < 300:
+    return
   values = {m.name: m.value for m in task.aggregate(samples, complete=False)}
   for reading in ('per_char', 'per_token', 'sum'):
     name = f'accuracy_{reading}'

@@ -1,11 +1,15 @@
 """Fixtures that several comparisons with stored numbers share."""
 
+import filelock
 import pytest
 
 
 @pytest.fixture(scope='session')
-def golden_second_moments(smollm2, data_root, tmp_path_factory):
-  """Second moments of layers 4-8 as in `cov.json`, {layer: SecondMoment}."""
+def golden_second_moments(smollm2, data_root, shared_folder):
+  """Second moments of layers 4-8 as in `cov.json`, {layer: SecondMoment}.
+
+  Collected once: whichever process of pytest-xdist comes later reads them.
+  """
   from me_jax.edits import second_moment_collect
 
   path = data_root / 'wikitext' / 'wikipedia_passages.txt'
@@ -14,12 +18,13 @@ def golden_second_moments(smollm2, data_root, tmp_path_factory):
   lines = [line.strip() for line in path.read_text().split('\n')]
   texts = [line for line in lines if line][:400]
   rows = [smollm2.tokenizer.encode(text)[:256] for text in texts]
-  return second_moment_collect.collect(
-    smollm2,
-    rows,
-    range(4, 9),
-    tmp_path_factory.mktemp('second_moments'),
-    {'corpus': 'the first 400 lines of wikipedia_passages.txt'},
-    # On a processor smaller batches are faster: they fit the cache.
-    batch_tokens=3072,
-  )
+  with filelock.FileLock(shared_folder / 'second_moments.lock'):
+    return second_moment_collect.collect(
+      smollm2,
+      rows,
+      range(4, 9),
+      shared_folder / 'second_moments',
+      {'corpus': 'the first 400 lines of wikipedia_passages.txt'},
+      # On a processor smaller batches are faster: they fit the cache.
+      batch_tokens=3072,
+    )

@@ -52,7 +52,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope='module')
 def start(root):
   """A function that starts a program."""
-  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
+  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE')
   env = {k: v for k, v in os.environ.items() if k not in unset}
   env |= {
     'JAX_PLATFORMS': 'cpu',

@@ -75,7 +75,7 @@ def start(tmp_path_factory):
     '--data_root': _data_root(root / 'data', facts),
     '--cache_dir': f'--cache_dir={root / "cache"}',
   }
-  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
+  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE')
   env = {k: v for k, v in os.environ.items() if k not in unset}
   env |= {
     'JAX_PLATFORMS': 'cpu',
@@ -347,12 +347,13 @@ def _content(workdir, scratch):
   }
 
 
-def test_killed_at_five_moments(start, undisturbed, tmp_path):
+@pytest.mark.parametrize('kills', [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_at_some_moments(start, undisturbed, tmp_path, kills):
   whole, _, _ = undisturbed
   rng = random.Random(0)
   total = _progress(whole)
   # One at the beginning; the others anywhere, mostly while a step is saved.
-  moments = sorted([3, *rng.sample(range(4, total - 20), 4)])
+  moments = sorted([3, *rng.sample(range(4, total - 20), kills - 1)])
   workdir = tmp_path / 'run'
   reached = []
   for moment in moments:
@@ -364,7 +365,7 @@ def test_killed_at_five_moments(start, undisturbed, tmp_path):
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
     reached.append(_progress(workdir))
-  assert len(set(reached)) > 2 and reached[-1] < total
+  assert len(set(reached)) > kills // 2 and reached[-1] < total
   out, _ = _finish(start(workdir))
   scratch = tmp_path / 'edit.safetensors'
   expected = _content(whole, scratch)

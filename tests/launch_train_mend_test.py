@@ -22,7 +22,7 @@ def start(tmp_path_factory):
   """A function that starts the program; all share compiled functions."""
   root = tmp_path_factory.mktemp('train')
   small_training.write(root)
-  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE', 'XLA_FLAGS')
+  unset = ('ME_JAX_DATA', 'ME_JAX_CACHE')
   env = {k: v for k, v in os.environ.items() if k not in unset}
   env |= {
     'JAX_PLATFORMS': 'cpu',
