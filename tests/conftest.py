@@ -32,25 +32,9 @@ def few_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope='session')
-def shared_folder(tmp_path_factory) -> pathlib.Path:
-  """A folder of this run of pytest, one for all of its processes."""
-  folder = tmp_path_factory.getbasetemp()
-  return folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder
-
-
-@pytest.fixture(autouse=True, scope='session')
-def programs_compile_once(shared_folder):
-  """Programs that tests start keep what they compile for each other."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(shared_folder / 'xla'))
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    yield
-
-
 @pytest.fixture
 def usual_compilation():
-  """What users run, where `make test` would have XLA optimise less."""
+  """XLA's usual optimisations, of which `make test` has fewer."""
   before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', False)
   yield

@@ -111,6 +111,8 @@ def start(root):
       'JAX_NUM_CPU_DEVICES': str(devices // count),
       # Compiling takes most of the time here.
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       # Not one for all: the unedited model would be asked once for all runs.
       'ME_JAX_CACHE': str(workdir) + '_cache',
     }

@@ -333,27 +333,37 @@ def test_walls_lost_later_are_an_error_not_a_verdict(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='signal at parent death')
-def test_program_dies_with_the_evaluator(tmp_path):
+@pytest.mark.parametrize('when', ['walls go up', 'program runs'])
+def test_program_dies_with_the_evaluator(tmp_path, when):
   # Without the rest of the package, which takes seconds to import.
   (tmp_path / 'me_jax').mkdir()
   (tmp_path / 'me_jax' / '__init__.py').touch()
   source = pathlib.Path(process.__file__).parent
   (tmp_path / 'me_jax' / 'sandbox').symlink_to(source)
+  # Its threads keep its pipes open for a moment after its death has been told.
   script = (
+    'import threading, time\n'
     'from me_jax.sandbox.execute import Sandbox\n'
+    'from me_jax.sandbox.process import Child\n'
+    'for _ in range(50):\n'
+    '  threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n'
     's = Sandbox(timeout_s=3600.0)\n'
     'print("up", flush=True)\n'
-    's.run("import time; time.sleep(3600)", [])\n'
+    'with Child(s._plan, s._limits, "import time; time.sleep(3600)"):\n'
+    '  print("sent", flush=True)\n'
+    '  time.sleep(3600)\n'
   )
   evaluator = subprocess.Popen(
     [sys.executable, '-c', script],
-    env={'PYTHONPATH': str(tmp_path), 'TMPDIR': str(tmp_path)},
-    # Also of its own: a script that is passed begins its search there.
+    env={'TMPDIR': str(tmp_path)},
+    # Where such a script first looks for modules.
     cwd=tmp_path,
     stdout=subprocess.PIPE,
   )
   assert evaluator.stdout.readline() == b'up\n'
   marker = str(tmp_path / 'me_jax_sandbox_').encode()
+  if when == 'program runs':
+    assert evaluator.stdout.readline() == b'sent\n'
   _wait_until(lambda: _running(marker))
   evaluator.send_signal(signal.SIGKILL)
   evaluator.wait()
@@ -361,11 +371,34 @@ def test_program_dies_with_the_evaluator(tmp_path):
   _wait_until(lambda: not _running(marker), lambda: _running(marker))
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='signal at parent death')
-def test_program_of_a_dead_evaluator_does_not_begin(sandbox, tmp_path):
-  # The evaluator dies before it hears that the walls are up, and so, perhaps,
-  # before the child asked for a signal of that: then it has not said what to
-  # run. Its end of the replies stays open, so that writing one does not fail.
+def test_a_program_is_sent_when_its_walls_are_up(sandbox):
+  # Not before: of an evaluator that dies meanwhile no signal may come.
+  said = []
+
+  class Logged(process.Child):
+    def send(self, message):
+      said.append(message)
+      super().send(message)
+
+    def receive(self, *args):
+      reply = super().receive(*args)
+      said.append(reply[0])
+      return reply
+
+  program = 'x = "a program"'
+  with Logged(sandbox._plan, sandbox._limits, program) as child:
+    assert child.receive() == ['defined']
+  setup, *others = said
+  assert program not in setup.values()
+  assert others == ['ready', program, 'defined']
+
+  said.clear()
+  with pytest.raises(RuntimeError, match='moat'):
+    Logged(sandbox._plan, sandbox._limits, program, walls=('moat',))
+  assert said == [setup, 'ready']
+
+
+def test_a_child_that_hears_of_no_program_ends(sandbox, tmp_path):
   limits = plan.Limits(timeout_s=60.0, memory_bytes=1 << 30)
   message = marshal.dumps(sandbox._plan.setup(limits))
   child = subprocess.Popen(

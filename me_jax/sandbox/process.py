@@ -35,11 +35,25 @@ class Child:
     pid: The child; also the number of its process group.
   """
 
-  def __init__(self, plan: Plan, limits: Limits, code: str):
-    """Returns when the walls are up.
+  def __init__(
+    self,
+    plan: Plan,
+    limits: Limits,
+    code: str,
+    walls: tuple[str, ...] | None = None,
+  ):
+    """Returns when the walls are up and the program was sent.
+
+    Args:
+      plan: Which walls.
+      limits: What the program may use.
+      code: The program.
+      walls: What the child must say it could put up, else the program is not
+        sent; None where that is to be found out.
 
     Raises:
-      RuntimeError: The walls could not be put up; says which call failed.
+      RuntimeError: The walls could not be put up, which names the call that
+        failed, or they are others.
       OSError: No process could be started.
     """
     self._plan = plan
@@ -67,24 +81,18 @@ class Child:
     os.set_blocking(self._process.stdout.fileno(), False)
     self._deadline = time.monotonic() + _START_S
     try:
-      self.send(plan.setup(limits))
-      verb, *rest = self.receive()
-      if verb == 'ready':
-        self.send(code)
+      self.walls = self._put_up(plan.setup(limits), walls)
+      self.send(code)
     except (OSError, EOFError, TimeoutError, ValueError) as e:
       self.stop()
       raise RuntimeError(
-        f'the child did not start: {type(e).__name__}: {e}, status '
-        f'{self.returncode}'
+        f'the child did not start, or ended before the program was sent: '
+        f'{type(e).__name__}: {e}, status {self.returncode}'
       ) from e
     except BaseException:
       self.stop()
       raise
-    if verb != 'ready':
-      self.stop()
-      raise RuntimeError(' '.join(map(str, rest)))
     self._deadline = time.monotonic() + limits.timeout_s
-    self.walls = tuple(rest[0][1:])
 
   def __enter__(self) -> 'Child':
     return self
@@ -164,6 +172,20 @@ class Child:
     self._process.stdin.close()
     self._process.stdout.close()
     remove(self.folder)
+
+  def _put_up(
+    self, setup: dict[str, Any], expected: tuple[str, ...] | None
+  ) -> tuple[str, ...]:
+    self.send(setup)
+    verb, *rest = self.receive()
+    if verb != 'ready':
+      raise RuntimeError(' '.join(map(str, rest)))
+    walls = tuple(rest[0][1:])
+    if expected is not None and walls != expected:
+      raise RuntimeError(
+        f'The sandbox now has {walls}, at the start it had {expected}.'
+      )
+    return walls
 
   def _inside(self) -> list[int]:
     path = pathlib.Path(f'/proc/{self.pid}/task/{self.pid}/children')

@@ -14,8 +14,8 @@ def call(name: str, *arguments: object) -> int:
 def die_with_parent() -> None:
   """Lets the death of the parent end this process at once.
 
-  Of a parent that died before this call no signal comes: who needs to know
-  that it lives must hear of it after this call.
+  Of a parent that died before this call no signal comes. One that is heard
+  from after this call was alive.
   """
   death_signal, kill = 1, 9
   call('prctl', death_signal, kill, 0, 0, 0)

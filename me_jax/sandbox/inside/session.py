@@ -52,9 +52,9 @@ def serve(folder: str, here: str) -> None:
     channel.send(f'["broken",{plain.encode(_message(e), 1000)}]')
     leave(1)
   channel.send(f'["ready",{plain.encode(names, 10000)}]')
-  # An evaluator that says what to run has outlived the call above which lets
-  # its death end this process: of one that died earlier comes no signal, and
-  # its pipe stays open until the last of its threads is gone.
+  # On Linux the death of the evaluator ends this process, unless it came before
+  # the call that asks for that, and the pipe stays open until the last of its
+  # threads is gone. One that now says what to run was alive after that call.
   _converse(channel)
   leave(0)
 
