@@ -152,7 +152,7 @@ def test_commonsenseqa_cloze(golden, data_root, predictor, smollm2, count):
       len(_may_win(task, i, s['resps'], s['n_tokens'], reading)) > 1
       for i, s in zip(items, samples, strict=True)
     )
-    assert near_ties <= len(items) // 50
+    assert near_ties < max(3, len(items) / 50)
     right, want = (
       len(items) * share / 100
       for share in (values[name], accuracy[f'pred_{reading}'])

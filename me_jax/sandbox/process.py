@@ -86,7 +86,7 @@ class Child:
     except (OSError, EOFError, TimeoutError, ValueError) as e:
       self.stop()
       raise RuntimeError(
-        f'the child did not start, or ended before the program was sent: '
+        'the child did not start, or ended before the program was sent: '
         f'{type(e).__name__}: {e}, status {self.returncode}'
       ) from e
     except BaseException:
